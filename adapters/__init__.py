@@ -1,0 +1,52 @@
+"""One Inspector interface over the interpretability libraries.
+
+    from crosslens.adapters import open_inspector, replace
+
+    with open_inspector("hooks", model, tokenizer=tok) as lens:
+        run = lens.run("The capital of France is", capture=["blocks.*.resid_post"])
+
+Importing this package imports no backend library: each is loaded when it is opened.
+"""
+
+from .capabilities import CAPABILITIES, Support
+from .edits import Edit, add, apply, replace, scale, zero
+from .errors import (
+    BackendNotInstalledError,
+    ClosedError,
+    CrosslensError,
+    EditError,
+    InputError,
+    ModelError,
+    SiteError,
+    UnsupportedError,
+)
+from .inspector import Inspector
+from .registry import backends, load_backend, open_inspector
+from .run import Generation, Run
+from .sites import Site
+
+__all__ = [
+    "CAPABILITIES",
+    "BackendNotInstalledError",
+    "ClosedError",
+    "CrosslensError",
+    "Edit",
+    "EditError",
+    "Generation",
+    "InputError",
+    "Inspector",
+    "ModelError",
+    "Run",
+    "Site",
+    "SiteError",
+    "Support",
+    "UnsupportedError",
+    "add",
+    "apply",
+    "backends",
+    "load_backend",
+    "open_inspector",
+    "replace",
+    "scale",
+    "zero",
+]

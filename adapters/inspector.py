@@ -1,0 +1,434 @@
+"""The Inspector: one interface to record and edit what happens inside a network, on any backend.
+
+    with open_inspector("nnsight", model, tokenizer=tok) as lens:
+        run = lens.run("Hello", capture=["blocks.*.resid_post"], edits=[zero("blocks.7.attn.z", heads=[4])])
+
+This class validates, plans and assembles; a backend implements `_forward(plan)` and, where its addresses are not
+PyTorch modules, `_locate(site)`. Everything promised in CONTRIBUTING under "the contract" that is not a matter of one
+library is done here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace as evolve
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from .architectures import Architecture, describe
+from .capabilities import CAPABILITIES, Support, capture_capability
+from .decoding import Sampler
+from .edits import Edit, check
+from .errors import ClosedError, EditError, InputError, SiteError, UnsupportedError
+from .inputs import Geometry, Inputs, extend, left_padded, prepare
+from .plan import Location, Plan, StopForward, Visit, locate
+from .run import Generation, Run
+from .sites import Site
+
+Metric = Callable[[Tensor], Tensor]
+SiteNames = str | Site | Iterable[str | Site]
+
+
+class Inspector(ABC):
+    """Records and edits the inside of one model through one library.
+
+    Args:
+        model: any `nn.Module`; language models of a known family have canonical sites, others `module:` sites.
+        tokenizer: needed only for inputs given as text; never changed.
+    """
+
+    name: ClassVar[str]
+    library: ClassVar[str | None] = None
+    """Distribution whose version stands for this backend; None for PyTorch itself."""
+    unsupported: ClassVar[Mapping[str, Support]] = {}
+    """Capabilities that are not `supported`, with state and reason."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model is {type(model).__name__}; it must be a torch.nn.Module")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.architecture: Architecture = describe(model)
+        self._closed = False
+        self._like = next((p for p in model.parameters() if p.is_floating_point()), None)
+        self._dtype = self._like.dtype if self._like is not None else torch.get_default_dtype()
+        with self._contained():
+            self._open()
+
+    # ---- what a backend implements
+
+    @abstractmethod
+    def _forward(self, plan: Plan) -> Any:
+        """Run one forward through the library, calling every probe of the plan; returns the model's output."""
+
+    def _locate(self, site: Site) -> Location:
+        """Where a site lives in the library; by default at PyTorch modules: key is (module path, side).
+
+        Raises:
+            SiteError: the library has no such address.
+        """
+        if site.kind == "canonical":
+            return locate(self.architecture.address(site), site, self.architecture.sizes)
+        if site.kind == "module":
+            return Location((site.module.path, site.module.side))
+        return Location(("native", site.address))
+
+    def _open(self) -> None:  # noqa: B027  most libraries need it, plain hooks do not
+        """Wrap the model."""
+
+    def _release(self) -> None:  # noqa: B027
+        """Undo whatever `_open` did."""
+
+    # ---- what a user calls
+
+    @classmethod
+    def supports(cls) -> dict[str, Support]:
+        """Every capability of this backend with its state and, where not `supported`, the reason."""
+        states = {name: cls.unsupported.get(name, Support()) for name in CAPABILITIES}
+        if cls.attribute is Inspector.attribute and states["attribute"]:
+            states["attribute"] = Support("notimpl", "input attribution through this backend is not written yet")
+        return states
+
+    @property
+    def capabilities(self) -> dict[str, Support]:
+        """As `supports()`."""
+        return self.supports()
+
+    def sites(self) -> list[Site]:
+        """All canonical sites of the model in order of execution; then its modules' inputs and outputs."""
+        table = self.architecture.sites
+        modules = [s for path in sorted(table.modules) for s in table.resolve(f"module:{path}:output")]
+        return [*table.canonical.values(), *modules]
+
+    def run(
+        self, inputs: Any, *, capture: SiteNames = (), edits: Iterable[Edit] = (), until: str | Site | None = None
+    ) -> Run:
+        """One forward, without gradients.
+
+        Args:
+            inputs: a text, texts, token ids (batch, pos), or a mapping with `input_ids` and `attention_mask`; for
+                other modules a tensor, a tuple of arguments, or a mapping of keyword arguments.
+            capture: sites or globs to record; each tensor is the caller's own copy.
+            edits: applied in the order of execution, and in the order given at one site; captures see them.
+            until: stop the forward at this site, after capturing it.
+
+        Raises:
+            SiteError, EditError, InputError, UnsupportedError: before the model runs.
+            ClosedError: after `close()`.
+        """
+        self._check_open()
+        ready = self._prepare(inputs)
+        plan = self._plan(ready, ready.geometry, capture, edits, until)
+        output = self._execute(plan)
+        return Run(self._in_order(plan, capture), output, ready.geometry, None if until is None else str(until))
+
+    def gradients(
+        self, inputs: Any, sites: SiteNames, metric: Metric, *, edits: Iterable[Edit] = ()
+    ) -> dict[str, Tensor]:
+        """Gradient of a metric at each site: site name -> tensor of the site's shape.
+
+        Args:
+            inputs: as in `run`.
+            sites: sites or globs.
+            metric: logits (batch, pos, d_vocab) -> a number, or one a row (their sum is differentiated, so each
+                row gets its own gradient). For a model without logits it gets the model's output.
+            edits: as in `run`; the gradient at an edited site is with respect to the edited value.
+
+        Raises:
+            InputError: the metric does not return a number that depends on the model.
+            SiteError, EditError, UnsupportedError: as in `run`.
+        """
+        self._check_open()
+        self._require("gradients")
+        ready = self._prepare(inputs)
+        plan = self._plan(ready, ready.geometry, sites, edits, None, grad=True)
+        output = self._execute(plan, metric)
+        with torch.inference_mode(False), torch.enable_grad():
+            total = _total(metric, output)
+            names = list(plan.live)
+            if not total.requires_grad:
+                raise InputError("the metric does not depend on the model's output; it must be computed from it")
+            grads = torch.autograd.grad(total, [plan.live[n][0] for n in names], allow_unused=True)
+        out = {}
+        for name, grad in zip(names, grads, strict=True):
+            raw, view = plan.live[name]
+            out[name] = view.read(torch.zeros_like(raw) if grad is None else grad).detach().clone()
+        return {site.name: out[site.name] for site in self._resolve(sites)}
+
+    def generate(
+        self,
+        inputs: Any,
+        *,
+        max_new_tokens: int,
+        capture: SiteNames = (),
+        edits: Iterable[Edit] = (),
+        use_cache: bool = True,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        stop_at: int | None = None,
+    ) -> Generation:
+        """Generate, with captures and edits at absolute positions of prompt + continuation.
+
+        Args:
+            inputs: as in `run`; right padding is moved to the left.
+            max_new_tokens: number of tokens to make.
+            capture: sites to record at every position that is read, (batch, prompt + new - 1, ...).
+            edits: apply at their positions whatever the cache does; without `positions`, at every position.
+            use_cache: keep keys and values; without it every step reads everything again, with the same result.
+            temperature: 0 takes the likeliest token; otherwise sample, with a generator of its own from `seed`.
+            top_k: sample among the k likeliest.
+            seed: of the sampler; the global random state is neither read nor changed.
+            stop_at: token id after which a row is finished and padded with that id; generation ends when all are.
+
+        Raises:
+            As `run`; InputError also for a model that has no language-model head.
+        """
+        self._check_open()
+        self._require("generate" if use_cache else "generate.uncached")
+        if self.architecture.family is None:
+            raise InputError("generate() needs a language model of a known family; this model is none")
+        sampler = Sampler(max_new_tokens, temperature, top_k, seed, stop_at)
+        ready = left_padded(self._prepare(inputs))
+        capture, edits = self._resolve(capture), list(edits)
+        if capture:
+            self._require("generate.capture")
+        if edits:
+            self._require("generate.edit")
+        return self._decode(ready, capture, edits, sampler, use_cache)
+
+    def attribute(self, inputs: Any, target: Any, *, method: str) -> Any:
+        """Input attribution by one of the library's own methods."""
+        self._check_open()
+        raise self._refusal("attribute")
+
+    def close(self) -> None:
+        """Leave the model as it was found. Closing twice is allowed."""
+        if not self._closed:
+            self._closed = True
+            with self._contained():
+                self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- planning
+
+    def _plan(
+        self, ready: Inputs, geometry: Geometry, capture: SiteNames, edits: Iterable[Edit], until: str | Site | None,
+        *, grad: bool = False,
+    ) -> Plan:  # fmt: skip
+        """Validate everything and say where it happens; the model has not run yet."""
+        visits: dict[str, Visit] = {}
+
+        def visit(site: Site) -> Visit:
+            if site.name not in visits:
+                visits[site.name] = Visit(site, self._locate(site))
+            return visits[site.name]
+
+        for site in self._resolve(capture):
+            self._require(capture_capability(site.kind, site.local), site)
+            if grad and site.local == "attn.pattern":
+                self._require("gradients.pattern", site)
+            visit(site).capture = True
+        for edit in edits:
+            for site in self._edited(edit):
+                target = visit(site)
+                if site.kind == "canonical":
+                    shape = self._shape(site, geometry)
+                    target.edits.append(check(edit, site, shape, site.axes, geometry, self._dtype, self._device))
+                else:
+                    target.late.append(edit)
+        if until is not None:
+            self._require("until")
+            stop = self._resolve(until)
+            if len(stop) != 1:
+                raise SiteError(f"until={str(until)!r} matches {len(stop)} sites; name one")
+            visit(stop[0]).stop = True
+            _check_before(visits.values(), stop[0])
+        return Plan(ready.args, dict(ready.kwargs), geometry, grad, list(visits.values()))
+
+    def _edited(self, edit: Edit) -> list[Site]:
+        if not isinstance(edit, Edit):
+            raise EditError(f"{edit!r} is no edit; make one with replace, add, scale, zero or apply")
+        sites = self._resolve(edit.site)
+        for site in sites:
+            self._require(f"edit.{edit.kind}", site)
+            for selection in ("rows", "positions", "heads", "units"):
+                if getattr(edit, selection) is not None:
+                    self._require(f"edit.{selection}", site)
+            if site.local in ("resid_mid", "attn.pattern"):
+                self._require(f"edit.{site.local.removeprefix('attn.')}", site)
+            if site.kind != "canonical":
+                self._require("edit.module" if site.kind == "module" else "capture.native", site)
+        return sites
+
+    def _shape(self, site: Site, geometry: Geometry) -> tuple[int, ...]:
+        keys = 0 if geometry.key_position is None else geometry.key_position.shape[1]
+        known = {"batch": geometry.batch, "pos": geometry.columns, "query": geometry.columns, "key": keys, **site.sizes}
+        return tuple(known[axis] for axis in site.axes)
+
+    def _resolve(self, names: SiteNames) -> list[Site]:
+        return self.architecture.sites.resolve(names)
+
+    def _prepare(self, inputs: Any) -> Inputs:
+        sizes, config = self.architecture.sizes, getattr(self.model, "config", None)
+        limit = getattr(config, "n_positions", None)  # set where positions are learned
+        language = self.architecture.family is not None
+        ready = prepare(
+            self.model, inputs, self.tokenizer, language=language, vocab=sizes.get("d_vocab", 0), limit=limit
+        )
+        if ready.mask is not None:
+            left = bool((ready.mask[:, 0] == 0).any())
+            self._require("padding.left" if left else "padding.right")
+        return ready
+
+    def _require(self, capability: str, site: Site | None = None) -> None:
+        if not self.unsupported.get(capability, Support()):
+            raise self._refusal(capability, site)
+
+    def _refusal(self, capability: str, site: Site | None = None) -> UnsupportedError:
+        support = self.capabilities[capability]
+        where = f" at {site.name!r}" if site is not None else ""
+        issue = f" See {support.issue}" if support.issue else ""
+        return UnsupportedError(
+            f"backend {self.name!r} does not support {capability}{where} ({support.state}): {support.reason}{issue}. "
+            "`crosslens backends` shows which do"
+        )
+
+    # ---- running
+
+    def _execute(self, plan: Plan, metric: Metric | None = None) -> Any:
+        """One forward of the plan, with nothing left behind whatever happens in it."""
+        with self._contained(), torch.inference_mode(False), torch.set_grad_enabled(plan.grad):
+            try:
+                output = self._forward(plan)
+            except StopForward:
+                output = None
+        wanted = [v.site.name for v in plan.visits if v.capture]
+        missed = [name for name in wanted if name not in plan.captured and name not in plan.live]
+        if missed:
+            raise SiteError(
+                f"site {missed[0]!r} did not run in this forward: its module was not called, or the forward stopped "
+                "before it"
+            )
+        return output
+
+    def _in_order(self, plan: Plan, capture: SiteNames) -> dict[str, Any]:
+        return {site.name: plan.captured[site.name] for site in self._resolve(capture)}
+
+    def _decode(
+        self, ready: Inputs, capture: list[Site], edits: list[Edit], sampler: Sampler, use_cache: bool
+    ) -> Generation:
+        """Greedy or sampled decoding, one forward through the library a step."""
+        assert ready.ids is not None
+        batch, prompt = ready.ids.shape
+        steps = sampler.max_new_tokens
+        geometry = evolve(ready.geometry, generating=True, new_positions=steps - 1)
+        plan = self._plan(ready, geometry, capture, edits, None)
+        mask = ready.mask if ready.mask is not None else torch.ones_like(ready.ids)
+        tokens, logits, pieces = ready.ids, [], []
+        cache = _new_cache(self.model) if use_cache else None
+        for step in range(steps):
+            if step:
+                geometry = extend(geometry, step, cached=use_cache)
+                mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
+            assert geometry.position is not None
+            plan.geometry = geometry
+            plan.captured = {}
+            plan.kwargs = {
+                "input_ids": tokens[:, -1:] if step and use_cache else tokens,
+                "position_ids": geometry.position.clamp(min=0).to(tokens.device),
+                "use_cache": use_cache,
+            }
+            if ready.mask is not None:
+                plan.kwargs["attention_mask"] = mask
+            if use_cache:
+                plan.kwargs["past_key_values"] = cache
+            output = self._execute(plan)
+            pieces.append(plan.captured)
+            logits.append(output.logits[:, -1].clone())
+            tokens = torch.cat([tokens, sampler.choose(logits[-1])[:, None]], dim=1)
+            if sampler.finished:
+                break
+        captured = {s.name: _joined([p[s.name] for p in pieces], s, use_cache) for s in capture}
+        full = extend_to(ready.geometry, len(logits))
+        return Generation(captured, tokens, torch.stack(logits, dim=1), full)
+
+    # ---- leaving no trace
+
+    @property
+    def _device(self) -> torch.device:
+        return self._like.device if self._like is not None else torch.device("cpu")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"this {self.name} inspector is closed; open another with open_inspector({self.name!r}, ...)")
+        if self._like is not None and self._like.dtype != self._dtype:
+            raise InputError(
+                f"the model was {self._dtype} when this inspector was opened and is {self._like.dtype} now; open another"
+            )
+
+    @contextmanager
+    def _contained(self) -> Iterator[None]:
+        """Random state and grad mode end as they began: a dropout mask drawn here is the one the caller would draw."""
+        cuda = self._device.type == "cuda"
+        state = torch.get_rng_state()
+        cuda_state = torch.cuda.get_rng_state(self._device) if cuda else None
+        grad = torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)
+            if cuda_state is not None:
+                torch.cuda.set_rng_state(cuda_state, self._device)
+            torch.set_grad_enabled(grad)
+
+
+def extend_to(geometry: Geometry, new: int) -> Geometry:
+    """Geometry of a prompt and the generated tokens that were read: all of `new` but the last."""
+    for step in range(1, new):
+        geometry = extend(geometry, step, cached=False)
+    return geometry
+
+
+def _check_before(visits: Iterable[Visit], stop: Site) -> None:
+    for visit in visits:
+        if stop.order >= 0 and visit.site.order > stop.order:
+            what = "captured" if visit.capture else "edited"
+            raise SiteError(f"site {visit.site.name!r} is {what} but comes after until={stop.name!r}; stop later")
+
+
+def _total(metric: Metric, output: Any) -> Tensor:
+    logits = getattr(output, "logits", output)
+    value = metric(logits)
+    if not isinstance(value, Tensor) or value.ndim > 1:
+        shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"the metric returned {shown}; it must return a number or one number a row, as a tensor")
+    return value.sum()
+
+
+def _joined(pieces: list[Tensor], site: Site, cached: bool) -> Tensor:
+    """One tensor over all positions read, from one piece a step."""
+    if not cached:
+        return pieces[-1]
+    if site.local != "attn.pattern":
+        return torch.cat(pieces, dim=1)
+    keys = pieces[-1].shape[-1]  # later keys did not exist for earlier queries: their attention is 0
+    return torch.cat([nn.functional.pad(p, (0, keys - p.shape[-1])) for p in pieces], dim=2)
+
+
+def _new_cache(model: nn.Module) -> Any:
+    from transformers import DynamicCache  # imported here: transformers takes seconds, and not every model is its
+
+    return DynamicCache(config=model.config)

@@ -1,0 +1,275 @@
+"""What an adapter gets: a validated plan of one forward, as probes at the library's own addresses.
+
+An adapter's whole work is to call `probe(raw)` when its library passes a tensor through `probe.key`, and to go on with
+what it returns. Views, edits, ownership, call counting and stopping are the same for all and live here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from .architectures import Address
+from .edits import CheckedEdit, Edit, check
+from .errors import EditError, SiteError
+from .inputs import Geometry
+from .sites import Site
+
+Layout = Literal["", "h d", "part h d", "h part d"]
+
+
+class StopForward(BaseException):  # noqa: N818  it is control flow, no error; and no `except Exception` may eat it
+    """Raised by a probe at `until=` to end the forward; every adapter lets it through and catches it outside."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a site's tensor lies in the library's tensor.
+
+    Args:
+        layout: "" the tensor itself; "h d", "part h d", "h part d": the last axis holds heads by head size, or a fused
+            projection of three parts.
+        heads: number of heads in it.
+        part: which of the three parts.
+    """
+
+    layout: Layout = ""
+    heads: int = 0
+    part: int = 0
+
+    def read(self, raw: Tensor) -> Tensor:
+        """(batch, pos, wide) -> (batch, pos, head, d_head), sharing memory; or `raw` itself."""
+        if self.layout == "":
+            return raw
+        if self.layout == "h d":
+            return raw.unflatten(-1, (self.heads, -1))
+        if self.layout == "part h d":
+            return raw.unflatten(-1, (3, self.heads, -1)).select(-3, self.part)
+        return raw.unflatten(-1, (self.heads, 3, -1)).select(-2, self.part)
+
+    def write(self, raw: Tensor, site: Tensor) -> Tensor:
+        """A new library tensor that holds `site` in its place."""
+        if self.layout == "":
+            return site
+        if self.layout == "h d":
+            return site.flatten(-2)
+        out = raw.clone()
+        self.read(out).copy_(site)
+        return out
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a site lives in a library.
+
+    Args:
+        key: the library's address; sites with equal keys share one probe. Anything hashable the adapter understands.
+        view: how the site lies in the tensor there.
+        shared: the tensor object itself also goes elsewhere, so an edit is made in place.
+    """
+
+    key: Hashable
+    view: View = field(default_factory=View)
+    shared: bool = False
+
+
+def locate(address: Address, site: Site, sizes: Mapping[str, int]) -> Location:
+    """Location of a canonical site for libraries that address PyTorch modules: key is (module path, side)."""
+    heads = sizes["kv_head"] if "kv_head" in site.axes else sizes["head"]
+    return Location((address.module, address.side), View(address.layout, heads, address.part), address.shared)
+
+
+@dataclass
+class Visit:
+    """What is done for one site at its location."""
+
+    site: Site
+    location: Location
+    edits: list[CheckedEdit] = field(default_factory=list)
+    late: list[Edit] = field(default_factory=list)
+    capture: bool = False
+    stop: bool = False
+
+
+@dataclass
+class Plan:
+    """One forward, validated.
+
+    Attributes:
+        args, kwargs: of the model's forward.
+        geometry: which column holds what.
+        grad: whether captures stay in the autograd graph.
+        visits: what is done at each site.
+        captured: results, filled by the probes: site name -> tensor.
+        live: with `grad`, site name -> (the library's tensor in the graph, view).
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    geometry: Geometry
+    grad: bool = False
+    visits: list[Visit] = field(default_factory=list)
+    captured: dict[str, Any] = field(default_factory=dict)
+    live: dict[str, tuple[Tensor, View]] = field(default_factory=dict)
+
+    def probes(self) -> list[Probe]:
+        """One probe a location, in order of execution where that is known; made anew at each call."""
+        by_key: dict[Hashable, list[Visit]] = {}
+        for visit in sorted(self.visits, key=lambda v: v.site.order):
+            by_key.setdefault(visit.location.key, []).append(visit)
+        return [Probe(key, visits, self) for key, visits in by_key.items()]
+
+    def needs(self, predicate: Callable[[Site], bool]) -> bool:
+        """Whether any visited site satisfies the predicate."""
+        return any(predicate(visit.site) for visit in self.visits)
+
+
+class Probe:
+    """Edits, captures and stops at one location; call it with what the library passes through there."""
+
+    def __init__(self, key: Hashable, visits: Sequence[Visit], plan: Plan) -> None:
+        self.key = key
+        self.visits = visits
+        self.plan = plan
+        self.calls = 0
+
+    @property
+    def edits(self) -> bool:
+        """Whether this probe may change the tensor."""
+        return any(visit.edits or visit.late for visit in self.visits)
+
+    def __call__(self, raw: Any) -> Any:
+        """Visit the library's tensor; returns what the library goes on with (the same object if unchanged).
+
+        Raises:
+            EditError: an edit of a module or native site does not fit the tensor found there.
+            SiteError: a tuple or dict where a tensor was asked for, or a module that ran more than once.
+            StopForward: this is the `until` site.
+        """
+        call, self.calls = self.calls, self.calls + 1
+        for visit in self.visits:
+            if visit.site.kind == "canonical" and isinstance(raw, tuple):  # a module that returns more beside it
+                raw = (self._visit_tensor(visit, raw[0]), *raw[1:])
+            elif visit.site.kind == "canonical":
+                raw = self._visit_tensor(visit, raw)
+            else:
+                raw = self._visit_foreign(visit, raw, call)
+        if any(visit.stop for visit in self.visits):
+            raise StopForward
+        return raw
+
+    def _visit_tensor(self, visit: Visit, raw: Tensor, name: str | None = None) -> Tensor:
+        if visit.edits:
+            view = visit.location.view
+            site = view.read(raw.clone() if visit.location.shared else raw)
+            for edit in visit.edits:
+                for piece in edit.bind(self.plan.geometry):
+                    site = piece.apply(site)
+            if visit.location.shared:
+                raw.copy_(view.write(raw, site))
+            else:
+                raw = view.write(raw, site)
+        if visit.capture:
+            raw = self._capture(visit, raw, name or visit.site.name)
+        return raw
+
+    def _capture(self, visit: Visit, raw: Tensor, name: str) -> Tensor:
+        view = visit.location.view
+        if not self.plan.grad:
+            self.plan.captured[name] = view.read(raw).detach().clone(memory_format=torch.contiguous_format)
+            return raw
+        if not raw.requires_grad:  # every parameter before this site is frozen
+            if not raw.is_floating_point():
+                raise SiteError(f"site {name!r} holds {raw.dtype}; a gradient needs a floating-point tensor")
+            raw = raw.requires_grad_() if visit.location.shared else raw.detach().requires_grad_()
+        self.plan.live[name] = (raw, view)
+        return raw
+
+    def _visit_foreign(self, visit: Visit, value: Any, call: int) -> Any:
+        """A module or native site: shapes, structure and number of calls are known only now."""
+        site = visit.site
+        items: tuple[int | str, ...] = ()
+        if site.kind == "module":
+            address = site.module
+            items = address.items
+            if address.call is not None and address.call != call:
+                return value
+            if address.call is None and call and visit.capture:
+                raise SiteError(
+                    f"site {site.name!r}: the module runs more than once in a forward; say which call: {site.name}#0 is "
+                    "the first"
+                )
+        tensor = _pick(value, items, site.name)
+        if not isinstance(tensor, Tensor):
+            if visit.late or self.plan.grad or visit.stop:
+                raise SiteError(f"site {site.name!r} holds {_describe(tensor)}; {_how_to_pick(tensor, site.name)}")
+            self.plan.captured[site.name] = tree_map(_own, tensor)
+            return value
+        if visit.late:
+            visit = Visit(site, visit.location, _check_late(visit, tensor, self.plan.geometry), capture=visit.capture)
+        new = self._visit_tensor(visit, tensor)
+        return value if new is tensor else _put(value, items, new)
+
+
+def _own(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _check_late(visit: Visit, tensor: Tensor, geometry: Geometry) -> list[CheckedEdit]:
+    """Check edits of a tensor whose shape nobody knew before: axis 0 rows, axis 1 of three or more positions."""
+    if tensor.ndim == 0:
+        raise EditError(f"edit at {visit.site.name!r}: the tensor there is a single number; it has no axes to edit")
+    axes = ["batch", *(["pos"] if tensor.ndim > 2 else []), *(f"axis {i}" for i in range(2, tensor.ndim - 1)), "unit"]
+    axes = axes[: tensor.ndim] if tensor.ndim > 1 else ["batch"]
+    own: Geometry | None = None
+    if tensor.ndim < 3 or tensor.shape[1] != geometry.columns:  # its axis 1 is not the tokens': count plainly
+        width = tensor.shape[1] if tensor.ndim > 1 else 0
+        own = Geometry(tensor.shape[0], [width] * tensor.shape[0])
+    like = (tensor.dtype, tensor.device)
+    found = [check(edit, visit.site, tensor.shape, axes, own or geometry, *like) for edit in visit.late]
+    return [replace(edit, geometry=own) for edit in found]
+
+
+def _pick(value: Any, items: Sequence[int | str], name: str) -> Any:
+    for item in items:
+        try:
+            value = value[item]
+        except (KeyError, IndexError, TypeError):
+            raise SiteError(f"site {name!r}: nothing at {item!r} in {_describe(value)}") from None
+    return value
+
+
+def _put(value: Any, items: Sequence[int | str], new: Tensor) -> Any:
+    """`value` with the tensor at `items` replaced; containers are rebuilt, never changed."""
+    if not items:
+        return new
+    item, rest = items[0], items[1:]
+    if isinstance(value, tuple):
+        parts = [_put(v, rest, new) if i == item else v for i, v in enumerate(value)]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, list):
+        return [_put(v, rest, new) if i == item else v for i, v in enumerate(value)]
+    out = type(value)(**value) if hasattr(value, "to_tuple") else dict(value)  # a ModelOutput, or a mapping
+    out[item] = _put(value[item], rest, new)
+    return out
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"a mapping with {sorted(map(str, value))}"
+    return f"a {type(value).__name__}"
+
+
+def _how_to_pick(value: Any, name: str) -> str:
+    if isinstance(value, Mapping) and value:
+        return f"pick a tensor: {name}.{next(iter(value))}"
+    if isinstance(value, tuple | list):
+        return f"pick a tensor: {name}[0]"
+    return "it is no tensor"
