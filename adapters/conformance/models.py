@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from crosslens.adapters.errors import InputError, ModelError
 
@@ -58,7 +58,7 @@ def tiny_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     attn_implementation: str = "sdpa",
-) -> tuple[Any, PreTrainedTokenizerFast]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A seeded random causal language model of `family`, in eval mode, and its tokenizer.
 
     The weights depend on `family` and `seed` alone: they are drawn in float64 and rounded to `dtype`, and the
@@ -125,7 +125,7 @@ def _draw_weights(model: nn.Module, seed: int) -> None:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
         if parameter.dim() == 1:
-            # In a fresh model norms have weight 1 and biases are 0: who forgets to apply them gets away with it.
+            # In a fresh model norm weights are 1 and biases 0: who forgets to apply them gets away with it.
             value = 0.2 * noise + (1.0 if name.endswith("weight") else 0.0)
         elif id(parameter) in embeddings:
             value = 0.3 * noise

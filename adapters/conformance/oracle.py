@@ -26,7 +26,8 @@ class EditLike(Protocol):
 
     `value` is a tensor of the shape of the selected slice for replace and add, a number or such a tensor for
     scale, None for zero, and for apply a function from the slice to a tensor of its shape. `rows`,
-    `positions`, `heads` and `units` are None (everything) or ints, where negative ones count from the end:
+    `positions`, `heads` and `units` are None (everything) or a sequence of ints, where negative ones count
+    from the end; `steps`, for `Oracle.generate`, is None or a sequence of ints:
     - `positions` are logical: position p of a row is its p-th real token, -1 its last, however it is padded;
     - `heads` count kv heads at `attn.k` and `attn.v`;
     - `units` count along the last axis; at `attn.pattern` they are keys, as logical positions.
@@ -40,15 +41,15 @@ class EditLike(Protocol):
     @property
     def value(self) -> Any: ...
     @property
-    def rows(self) -> Sequence[int] | None: ...
+    def rows(self) -> Any: ...
     @property
-    def positions(self) -> Sequence[int] | None: ...
+    def positions(self) -> Any: ...
     @property
-    def heads(self) -> Sequence[int] | None: ...
+    def heads(self) -> Any: ...
     @property
-    def units(self) -> Sequence[int] | None: ...
+    def units(self) -> Any: ...
     @property
-    def steps(self) -> Sequence[int] | None: ...
+    def steps(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,7 @@ class Oracle:
 
         `metric` maps logits (batch, pos, d_vocab) to a scalar or to (batch,), which is summed.
         """
-        unknown = [name for name in sites if name not in self.sites]
-        if unknown:
-            raise SiteError(f"this model has no site {unknown[0]!r}; it has {', '.join(self.sites)}")
+        self._check_sites(sites)
         with torch.enable_grad():
             run = self.run(input_ids, attention_mask, edits, requires_grad=True)
             tensors = [run.sites[name] for name in sites]
@@ -181,6 +180,11 @@ class Oracle:
             if tokens.shape[1] == prompt + n:
                 return tokens, run
 
+    def _check_sites(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.sites:
+                raise SiteError(f"this model has no site {name!r}; it has {', '.join(self.sites)}")
+
     def _check_inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if input_ids.ndim != 2 or input_ids.dtype not in (torch.int32, torch.int64) or not input_ids.numel():
             raise InputError(
@@ -207,9 +211,7 @@ class Oracle:
         edits: Sequence[EditLike],
         requires_grad: bool = False,
     ) -> OracleRun:
-        for edit in edits:
-            if self.sites and edit.site not in self.sites:
-                raise SiteError(f"this model has no site {edit.site!r}; it has {', '.join(self.sites)}")
+        self._check_sites([edit.site for edit in edits])
         sites: dict[str, Tensor] = {}
 
         def site(name: str, x: Tensor) -> Tensor:
@@ -300,61 +302,53 @@ def _places(edit: EditLike, x: Tensor, layout: _Layout, step: int) -> Tensor:
     a logical position stands in another column in each. A selected element that did not come into being at
     this step is numbered -1.
     """
-    axes, columns = axes_of(edit.site), layout.columns[step]
+    axes = axes_of(edit.site)
     if edit.heads is not None and "head" not in axes:
         raise EditError(f"{edit.kind} at {edit.site!r}: the site has no head axis, only {', '.join(axes)}")
     numbers = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    selected = {"head": edit.heads, "unit": edit.units, "position": edit.positions, "key": edit.units}
+    columns = layout.columns[step]
+    here = {"position": columns, "key": range(columns.stop)}  # the columns that each axis has at this step
 
-    rows = []
+    slices = []
     for row in _indices(edit, "row", edit.rows, x.shape[0]):
-        picked = numbers[row : row + 1]  # 1, then the other axes of the site
-        for axis, kind in enumerate(axes):
+        part = numbers[row : row + 1]  # 1, then the other axes of the site
+        for axis, kind in enumerate(axes[1:], start=1):
             chosen: list[int | None]
-            if kind == "row":
-                continue
-            if kind == "position" and edit.positions is None:
-                chosen = [*columns]
-            elif kind == "position":
-                found = [layout.find(edit, row, position) for position in edit.positions or ()]
-                chosen = [column if column in columns else None for column in found]
-            elif kind == "key" and edit.units is None:
-                chosen = [*range(columns.stop)]
-            elif kind == "key":
-                found = [layout.find(edit, row, key) for key in edit.units or ()]
-                chosen = [None if key is None or key >= columns.stop else key for key in found]
-            elif kind == "head":
-                chosen = [*_indices(edit, kind, edit.heads, x.shape[axis])]
+            if kind not in here:
+                chosen = [*_indices(edit, kind, selected[kind], x.shape[axis])]
+            elif selected[kind] is None:
+                chosen = [*here[kind]]
             else:
-                chosen = [*_indices(edit, kind, edit.units, x.shape[axis])]
-            picked = _pick(picked, axis, chosen, edit)
-        rows.append(picked)
-    return torch.cat(rows)
+                found = _distinct(edit, kind, [layout.find(edit, row, p) for p in selected[kind]])
+                chosen = [column if column in here[kind] else None for column in found]
+            part = _pick(part, axis, chosen)
+        slices.append(part)
+    return torch.cat(slices)
 
 
 def _indices(edit: EditLike, kind: str, selected: Sequence[int] | None, size: int) -> list[int]:
     """A selection of rows, heads or units as indices from 0."""
-    for index in selected or ():
-        if not -size <= index < size:
-            raise EditError(f"{edit.kind} at {edit.site!r}: {kind} {index} is not in {-size} to {size - 1}")
     if selected is None:
         return [*range(size)]
-    return _distinct(edit, [index % size for index in selected])
+    for index in selected:
+        if not -size <= index < size:
+            raise EditError(f"{edit.kind} at {edit.site!r}: {kind} {index} is not in {-size} to {size - 1}")
+    return _distinct(edit, kind, [index % size for index in selected])
 
 
-def _distinct(edit: EditLike, chosen: list[T]) -> list[T]:
-    here = [index for index in chosen if index is not None]
-    if not chosen or len(set(here)) != len(here):
-        raise EditError(
-            f"{edit.kind} at {edit.site!r}: a selection {'names one thing twice' if chosen else 'is empty'}"
-        )
+def _distinct(edit: EditLike, kind: str, chosen: list[T]) -> list[T]:
+    known = [index for index in chosen if index is not None]
+    if not chosen or len(set(known)) < len(known):
+        wrong = f"names one {kind} twice" if chosen else f"names no {kind}"
+        raise EditError(f"{edit.kind} at {edit.site!r}: the selection {wrong}")
     return chosen
 
 
-def _pick(numbers: Tensor, axis: int, chosen: list[int | None], edit: EditLike) -> Tensor:
+def _pick(numbers: Tensor, axis: int, chosen: Sequence[int | None]) -> Tensor:
     """The chosen entries of one axis, in the order given; -1 throughout an entry that is None."""
     absent = torch.full_like(numbers.select(axis, 0), -1)
-    picked = [absent if i is None else numbers.select(axis, i) for i in _distinct(edit, chosen)]
-    return torch.stack(picked, dim=axis)
+    return torch.stack([absent if i is None else numbers.select(axis, i) for i in chosen], dim=axis)
 
 
 def _write(edit: EditLike, x: Tensor, places: Tensor, layout: _Layout) -> Tensor:
@@ -366,10 +360,7 @@ def _write(edit: EditLike, x: Tensor, places: Tensor, layout: _Layout) -> Tensor
     elif edit.kind == "apply":
         new = edit.value(old)
         if not isinstance(new, Tensor) or new.shape != old.shape:
-            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise EditError(
-                f"apply at {edit.site!r} must return a tensor of shape {tuple(old.shape)}, not {got}"
-            )
+            raise EditError(f"apply at {edit.site!r} must return a tensor of shape {tuple(old.shape)}")
     elif edit.kind == "scale" and not isinstance(edit.value, Tensor):
         new = old * edit.value
     else:
@@ -388,7 +379,7 @@ def _rectangles(places: Tensor) -> list[Tensor]:
 
 
 def _without_absent(places: Tensor) -> Tensor:
-    """The slice, of which something is present, without those entries of an axis that are absent throughout."""
+    """A slice that is present in part, without those entries of an axis that are absent throughout."""
     for axis in range(places.ndim):
         entries = [places.select(axis, i) for i in range(places.shape[axis])]
         places = torch.stack([entry for entry in entries if (entry >= 0).any()], dim=axis)
