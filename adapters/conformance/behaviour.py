@@ -1,0 +1,407 @@
+"""Guarantees 2 to 5 and 8: ownership, order, padding, generation, company; early stop and modules of any network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crosslens.adapters.edits import Edit, add, apply, replace, scale, zero
+from crosslens.adapters.errors import ClosedError, CrosslensError, SiteError
+from crosslens.adapters.hooks import HooksInspector
+
+from .kit import FAMILIES, Check, Context, Promise, Scene
+from .right import LAYER, make_edit, sites_of
+
+RESID = f"blocks.{LAYER}.resid_post"
+
+
+def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Check]:
+    """Checks by family, then those on networks of no family."""
+    for family in families:
+        plain = Scene(family, torch.float64)
+        pads = [Scene(family, torch.float64, side) for side in ("left", "right")]
+
+        def on(
+            promise: Promise, what: str, needs: Sequence[str], body: Callable[[Context, Scene], None], scene: Scene
+        ) -> Check:
+            return Check(f"{promise}/{what}/{scene.id}", promise, tuple(needs), lambda c: body(c, scene), context)
+
+        read = ("capture.residual",)
+        yield on("owned", "captures-share-no-memory", read, _captures_share_no_memory, plain)
+        yield on("owned", "in-place-edit-downstream", (*read, "edit.apply"), _in_place_downstream, plain)
+        yield on("owned", "edit-value-unchanged", (*read, "edit.replace"), _value_unchanged, plain)
+        yield on("owned", "inputs-unchanged", ("padding.left",), _inputs_unchanged, pads[0])
+        yield on("order-free", "captures-in-any-order", read, _any_order, plain)
+        yield on("order-free", "edits-of-many-sites-in-any-order", ("edit.scale",), _edits_any_order, plain)
+        yield on("order-free", "edits-of-one-site-in-given-order", ("edit.add", "edit.scale"), _given_order, plain)
+        yield on("order-free", "capture-sees-edit", (*read, "edit.zero"), _capture_sees_edit, plain)
+        yield on("right", "until", (*read, "until"), _until, plain)
+        yield on("right", "gradients-of-frozen-model", ("gradients",), _frozen, plain)
+        yield on("right", "gradients-under-edits", ("gradients", "edit.positions"), _edited_gradient, plain)
+        for scene in pads:
+            needs = (f"padding.{scene.padding}", "edit.positions", "edit.replace")
+            yield on("batch-invariant", "rows-alone", needs, _rows_alone, scene)
+        for scene in (plain, *pads):
+            padding = () if scene.padding == "none" else (f"padding.{scene.padding}",)
+            for cache in ("generate", "generate.uncached"):
+                needs = (cache, "generate.capture", "generate.edit", *padding)
+                yield on("positions", cache, needs, lambda c, s, k=cache: _generate(c, s, k == "generate"), scene)
+        yield on("not-alone", "two-of-a-kind", ("coexist",), _two_of_a_kind, plain)
+        yield on("not-alone", "beside-hooks", ("coexist",), _beside_hooks, plain)
+        yield on("not-alone", "close-one-of-two", ("coexist",), _close_one, plain)
+        yield on("no-trace", "closed-is-closed", (), _closed, plain)
+
+    def module(what: str, needs: Sequence[str], body: Callable[[Context], None]) -> Check:
+        return Check(f"right/module/{what}", "right", tuple(needs), body, context)
+
+    yield module("mlp", ("capture.module", "edit.module", "edit.replace"), _mlp)
+    yield module("relu-in-place", ("capture.module",), _relu_in_place)
+    yield module("runs-three-times", ("capture.module", "edit.module"), _runs_three_times)
+    yield module("tuples-and-dicts", ("capture.module", "edit.module"), _tuples_and_dicts)
+    yield module("gradients", ("capture.module", "gradients"), _module_gradients)
+
+
+# ---- owned
+
+
+def _captures_share_no_memory(context: Context, scene: Scene) -> None:
+    lens = context.lens(scene)
+    sites = sites_of(scene.family)
+    sites.remove(f"blocks.{LAYER}.attn.pattern")
+    first = lens.run(scene.inputs, capture=sites)
+    before = {site: first[site].clone() for site in sites}
+    owners: dict[int, str] = {p.untyped_storage().data_ptr(): n for n, p in scene.model.named_parameters()}
+    for site in sites:
+        where = first[site].untyped_storage().data_ptr()
+        assert where not in owners, f"{site} shares memory with {owners[where]}"
+        owners[where] = site
+        first[site].zero_()
+    again = lens.run(scene.inputs, capture=sites)
+    for site in sites:
+        assert torch.equal(again[site], before[site]), f"{site} changed after the caller wrote to an earlier capture"
+
+
+def _in_place_downstream(context: Context, scene: Scene) -> None:
+    upstream, downstream = f"blocks.{LAYER - 1}.resid_post", f"blocks.{LAYER}.resid_pre"
+    run = context.lens(scene).run(
+        scene.inputs, capture=[upstream, downstream], edits=[apply(downstream, lambda part: part.zero_())]
+    )
+    scene.assert_close(run[upstream], scene.truth.sites[upstream], upstream, f"{upstream}, edited in place after it")
+    assert not run[downstream].any(), f"{downstream} does not show its in-place edit"
+
+
+def _value_unchanged(context: Context, scene: Scene) -> None:
+    value = make_edit(scene, RESID, "replace", ()).value
+    assert isinstance(value, Tensor)
+    before = value.clone()
+    run = context.lens(scene).run(
+        scene.inputs, capture=[RESID], edits=[replace(RESID, value), apply(RESID, lambda part: part.mul_(2))]
+    )
+    assert torch.equal(value, before), "the caller's value was changed"
+    assert run[RESID].untyped_storage().data_ptr() != value.untyped_storage().data_ptr(), "the capture is the value"
+
+
+def _inputs_unchanged(context: Context, scene: Scene) -> None:
+    given = {name: tensor.clone() for name, tensor in scene.inputs.items()}
+    context.lens(scene).run(given, capture=[RESID])
+    for name, tensor in scene.inputs.items():
+        assert torch.equal(given[name], tensor), f"{name} of the caller was changed"
+
+
+# ---- order
+
+
+def _any_order(context: Context, scene: Scene) -> None:
+    sites = [s for s in sites_of(scene.family) if not s.endswith("pattern")]
+    lens = context.lens(scene)
+    forward = lens.run(scene.inputs, capture=sites)
+    backward = lens.run(scene.inputs, capture=sites[::-1])
+    assert list(backward) == sites[::-1], "captures do not come in the order they were asked for"
+    for site in sites:
+        scene.assert_close(backward[site], scene.truth.sites[site], site)
+        assert torch.equal(forward[site], backward[site]), f"{site} depends on the order of names"
+
+
+def _edits_any_order(context: Context, scene: Scene) -> None:
+    sites = [s for s in sites_of(scene.family) if "mlp" in s or "attn.z" in s or s == "embed"]
+    edits = [scale(site, -1.5) for site in sites]
+    want = scene.oracle.run(scene.ids, edits=edits).logits
+    for given in (edits, edits[::-1]):
+        scene.assert_close(context.lens(scene).run(scene.inputs, edits=given).logits, want, "logits")
+
+
+def _given_order(context: Context, scene: Scene) -> None:
+    value = make_edit(scene, RESID, "add", ())
+    for edits in ([value, scale(RESID, 3.0)], [scale(RESID, 3.0), value]):
+        want = scene.oracle.run(scene.ids, edits=edits)
+        run = context.lens(scene).run(scene.inputs, capture=[RESID], edits=edits)
+        scene.assert_close(run[RESID], want.sites[RESID], RESID, "two edits of one site")
+
+
+def _capture_sees_edit(context: Context, scene: Scene) -> None:
+    sites = [s for s in sites_of(scene.family) if "resid" in s or "mlp" in s]
+    for site in sites:
+        if site.endswith("resid_mid") and not context.backend.supports()["edit.resid_mid"]:
+            continue  # has its own checks
+        run = context.lens(scene).run(scene.inputs, capture=[site], edits=[zero(site)])
+        assert not run[site].any(), f"{site} does not show its edit"
+
+
+# ---- early stop, gradients
+
+
+def _until(context: Context, scene: Scene) -> None:
+    model, tokenizer = context.fresh(scene.family)
+    ran: list[str] = []
+    norm = model.get_submodule({"llama": "model.norm", "gpt2": "transformer.ln_f"}.get(scene.family, "gpt_neox.final_layer_norm"))
+    norm.register_forward_hook(lambda *_: ran.append("norm"))
+    with context.backend(model, tokenizer) as lens:
+        lens.run(scene.inputs)
+        assert ran, "the model's final norm did not run in a full forward"
+        ran.clear()
+        for stop in ("embed", f"blocks.{LAYER}.mlp.post", RESID):
+            run = lens.run(scene.inputs, capture=[stop], until=stop)
+            scene.assert_close(run[stop], scene.truth.sites[stop], stop, f"{stop} with until={stop}")
+            assert not ran, f"the forward went on after until={stop!r}"
+            _expect(SiteError, lambda r=run: r.logits, "until")
+        scene.assert_close(lens.run(scene.inputs).logits, scene.truth.logits, "logits", "full run after stopped ones")
+
+
+def _frozen(context: Context, scene: Scene) -> None:
+    model, tokenizer = context.fresh(scene.family)
+    model.requires_grad_(False)
+    sites = [s for s in sites_of(scene.family) if "resid" in s or "mlp" in s]
+    with context.backend(model, tokenizer) as lens, torch.no_grad():
+        got = lens.gradients(scene.inputs, sites, lambda logits: logits[:, -1, 5] - logits[:, -1, 9])
+    want = scene.oracle.gradients(scene.ids, sites, lambda logits: logits[:, -1, 5] - logits[:, -1, 9])
+    for site in sites:
+        scene.assert_close(got[site], want[site], site, f"gradient at {site} of a frozen model under no_grad")
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters()), "parameters were unfrozen"
+
+
+def _edited_gradient(context: Context, scene: Scene) -> None:
+    edits = [make_edit(scene, RESID, "replace", ("positions",)), scale(f"blocks.{LAYER}.attn.out", 2.0)]
+    sites = ["embed", f"blocks.{LAYER}.attn.out", RESID]
+    got = context.lens(scene).gradients(scene.inputs, sites, lambda logits: logits[:, -1, 5], edits=edits)
+    want = scene.oracle.gradients(scene.ids, sites, lambda logits: logits[:, -1, 5], edits=edits)
+    for site in sites:
+        scene.assert_close(got[site], want[site], site, f"gradient at {site} under edits")
+
+
+# ---- batches and generation
+
+
+def _rows_alone(context: Context, scene: Scene) -> None:
+    lens = context.lens(scene)
+    edit = make_edit(scene, RESID, "replace", ("positions",))
+    assert isinstance(edit.value, Tensor)
+    assert scene.mask is not None
+    batch = lens.run(scene.inputs, capture=[RESID], edits=[edit])
+    for row, length in enumerate(scene.lengths):
+        own = scene.mask[row].bool()
+        alone = lens.run(
+            scene.ids[row : row + 1, own],
+            capture=[RESID],
+            edits=[replace(RESID, edit.value[row : row + 1], positions=[-1, 1])],
+        )
+        for what, got, want in ((RESID, batch[RESID], alone[RESID]), ("logits", batch.logits, alone.logits)):
+            error = (got[row, own] - want[0]).abs().max().item()
+            limit = scene.noise() * want.abs().max().item()
+            assert error <= limit, f"{what} of row {row} ({length} tokens): {error:.3g} from what it gets alone"
+
+
+def generation_edits(scene: Scene, new: int) -> dict[str, list[Edit]]:
+    """Kinds of edits that a generation must place: a prompt position, a generated one, everywhere, by step, patterns."""
+    shape = scene.truth.sites[RESID].shape
+    generator = torch.Generator().manual_seed(11)
+    size = 3 * scene.truth.sites[RESID].square().mean().sqrt()
+
+    def value(positions: int) -> Tensor:
+        noise = torch.randn(shape[0], positions, shape[2], generator=generator, dtype=torch.float64)
+        return (noise * size).to(scene.dtype)
+
+    last = max(scene.lengths) - 1
+    return {
+        "none": [],
+        "prompt": [replace(RESID, value(2), positions=[-1, 1])],
+        "absolute": [replace(RESID, value(2), positions=[min(scene.lengths) + 1, min(scene.lengths) + 2])],
+        "everywhere": [add(RESID, value(1))],
+        "steps": [add(RESID, value(1), steps=[2])],
+        "heads": [zero(f"blocks.{LAYER}.attn.z", heads=[1], positions=[0, min(scene.lengths)]), scale(RESID, 2.0, rows=[1])],
+        "apply": [apply(f"blocks.{LAYER}.mlp.post", lambda part: part.tanh() * 2, steps=range(1, new))],
+        "pattern": [zero(f"blocks.{LAYER}.attn.pattern", units=[1], heads=[2])] if last else [],
+    }
+
+
+def _generate(context: Context, scene: Scene, cached: bool) -> None:
+    lens, new = context.lens(scene), 4
+    sites = ["embed", f"blocks.{LAYER}.attn.z", f"blocks.{LAYER}.attn.pattern", RESID]
+    continuations = set()
+    for name, edits in generation_edits(scene, new).items():
+        if name == "pattern" and not context.backend.supports()["edit.pattern"]:
+            continue
+        wanted = sites if context.backend.supports()["capture.pattern"] else [s for s in sites if "pattern" not in s]
+        tokens, truth = scene.oracle.generate(scene.ids, new, scene.mask, edits)
+        out = lens.generate(scene.inputs, max_new_tokens=new, capture=wanted, edits=edits, use_cache=cached)
+        assert torch.equal(out.new_tokens, tokens[:, -new:]), f"{name}: other tokens than the oracle's"
+        continuations.add(tuple(tokens[:, -new:].flatten().tolist()))
+        for site in wanted:
+            for row, length in enumerate(scene.lengths):
+                total = length + new - 1
+                got = _row(out[site], row, total, site, right=False)
+                mask_right = scene.padding == "right"
+                want = _row(truth.sites[site], row, total, site, right=mask_right, prompt=length, width=8)
+                error = (got - want).abs().max().item()
+                assert error <= scene.noise() * want.abs().max().item(), f"{name}: {site}, row {row}: off by {error:.3g}"
+    assert len(continuations) > 3, f"vacuous: the edits give only {len(continuations)} different continuations"
+
+
+def _row(tensor: Tensor, row: int, total: int, site: str, *, right: bool, prompt: int = 0, width: int = 0) -> Tensor:
+    """One row's real positions, in order: the last `total` columns, or a right-padded prompt and what follows it."""
+    width_all = tensor.shape[-1] if site.endswith("pattern") else tensor.shape[1]
+    columns = [*range(prompt), *range(width, width + total - prompt)] if right else list(range(width_all - total, width_all))
+    one = tensor[row]
+    return one[:, columns][:, :, columns] if site.endswith("pattern") else one[columns]
+
+
+# ---- company
+
+
+def _two_of_a_kind(context: Context, scene: Scene) -> None:
+    _together(context, scene, context.backend)
+
+
+def _beside_hooks(context: Context, scene: Scene) -> None:
+    _together(context, scene, HooksInspector)
+
+
+def _together(context: Context, scene: Scene, other: Any) -> None:
+    model, tokenizer = context.fresh(scene.family)
+    with context.backend(model, tokenizer) as one, other(model, tokenizer) as two:
+        for lens in (one, two, one):
+            run = lens.run(scene.inputs, capture=[RESID], edits=[scale(f"blocks.{LAYER}.mlp.out", 2.0)])
+            want = scene.oracle.run(scene.ids, edits=[scale(f"blocks.{LAYER}.mlp.out", 2.0)])
+            scene.assert_close(run[RESID], want.sites[RESID], RESID, f"{lens.name} beside another inspector")
+
+
+def _close_one(context: Context, scene: Scene) -> None:
+    model, tokenizer = context.fresh(scene.family)
+    with context.backend(model, tokenizer) as stays:
+        goes = context.backend(model, tokenizer)
+        goes.run(scene.inputs)
+        goes.close()
+        run = stays.run(scene.inputs, capture=[RESID], edits=[zero(f"blocks.{LAYER}.mlp.out")])
+        want = scene.oracle.run(scene.ids, edits=[zero(f"blocks.{LAYER}.mlp.out")])
+        scene.assert_close(run[RESID], want.sites[RESID], RESID, "after another inspector was closed")
+
+
+def _closed(context: Context, scene: Scene) -> None:
+    model, tokenizer = context.fresh(scene.family)
+    lens = context.backend(model, tokenizer)
+    lens.close()
+    lens.close()
+    _expect(ClosedError, lambda: lens.run(scene.inputs), "closed")
+
+
+# ---- any nn.Module
+
+
+class _Twice(nn.Module):
+    """One linear layer that runs three times, and returns a tuple and a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.again = nn.Linear(6, 6, dtype=torch.float64)
+        self.pair = _Pair()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        for _ in range(3):
+            x = self.again(x).tanh()
+        left, rest = self.pair(x)
+        return {"sum": left + rest["right"], "left": left}
+
+
+class _Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return x * 2, {"right": x * 3}
+
+
+def _small_mlp(inplace: bool = False) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        layers = [nn.Linear(5, 7, dtype=torch.float64), nn.ReLU(inplace=inplace), nn.Linear(7, 3, dtype=torch.float64)]
+    return nn.Sequential(*layers)
+
+
+X = torch.linspace(-2, 2, 20, dtype=torch.float64).reshape(4, 5)
+
+
+def _mlp(context: Context) -> None:
+    model = _small_mlp()
+    with context.backend(model) as lens:
+        run = lens.run(X, capture=["module:1:output", "module:0:input"])
+        hidden = model[0](X).relu()
+        assert torch.allclose(run["module:1:output"], hidden, atol=1e-12)
+        assert torch.equal(run["module:0:input"], X)
+        value = torch.arange(8, dtype=torch.float64).reshape(4, 2)
+        edited = lens.run(X, edits=[replace("module:1:output", value, units=[0, 3])])
+        hidden[:, [0, 3]] = value
+        assert torch.allclose(edited.output, model[2](hidden), atol=1e-12), "an edit of two units did not arrive"
+
+
+def _relu_in_place(context: Context) -> None:
+    model = _small_mlp(inplace=True)
+    with context.backend(model) as lens:
+        run = lens.run(X, capture=["module:0:output"])
+        want = nn.functional.linear(X, model[0].weight, model[0].bias)  # type: ignore[arg-type]
+        assert want.min() < 0, "vacuous: nothing for the ReLU to overwrite"
+        assert torch.allclose(run["module:0:output"], want, atol=1e-12), "the capture was overwritten in place"
+
+
+def _runs_three_times(context: Context) -> None:
+    model = _Twice()
+    with context.backend(model) as lens:
+        run = lens.run(X.repeat(1, 2)[:, :6], capture=[f"module:again:output#{i}" for i in range(3)])
+        x = X.repeat(1, 2)[:, :6]
+        for i in range(3):
+            want = model.again(x)
+            assert torch.allclose(run[f"module:again:output#{i}"], want, atol=1e-12), f"call {i}"
+            x = want.tanh()
+        _expect(SiteError, lambda: lens.run(X.repeat(1, 2)[:, :6], capture="module:again:output"), "#0")
+        edited = lens.run(X.repeat(1, 2)[:, :6], edits=[zero("module:again:output#2")])
+        assert not edited.output["sum"].any(), "an edit of the third call did not arrive"
+
+
+def _tuples_and_dicts(context: Context) -> None:
+    model = _Twice()
+    x = X.repeat(1, 2)[:, :6]
+    plain = model(x)
+    with context.backend(model) as lens:
+        run = lens.run(x, capture=["module:pair:output[1].right", "module:pair:output[0]", "module:pair:output"])
+        assert torch.allclose(run["module:pair:output[0]"] * 1.5, run["module:pair:output[1].right"], atol=1e-12)
+        assert torch.equal(run["module:pair:output"][1]["right"], run["module:pair:output[1].right"])
+        edited = lens.run(x, edits=[zero("module:pair:output[1].right")])
+        assert torch.allclose(edited.output["sum"], plain["left"], atol=1e-12), "an edit inside a tuple did not arrive"
+        _expect(CrosslensError, lambda: lens.run(x, edits=[zero("module:pair:output")]), "module:pair:output")
+
+
+def _module_gradients(context: Context) -> None:
+    model = _small_mlp()
+    with context.backend(model) as lens:
+        got = lens.gradients(X, ["module:1:output"], lambda out: out[:, 1])["module:1:output"]
+        want = model[2].weight[1].expand(4, 7)  # type: ignore[index,operator]
+        assert torch.allclose(got, want, atol=1e-12), "gradient of a linear layer is its weight"
+
+
+def _expect(kind: type[Exception], call: Callable[[], Any], text: str) -> None:
+    try:
+        call()
+    except kind as error:
+        assert text in str(error), f"the error does not mention {text!r}: {error}"
+        return
+    raise AssertionError(f"no {kind.__name__} was raised")

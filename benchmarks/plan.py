@@ -1,0 +1,258 @@
+"""What a run will do, decided and checked before anything is done.
+
+A cell is one backend on one task on one model, in a process of its own. Every (task, model) also has a reference
+cell, which computes what the backends are compared with and must come first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import itertools
+import random
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from crosslens.adapters import BackendNotInstalledError, InputError, backends, load_backend
+from crosslens.adapters.registry import GROUP
+from crosslens.tasks import Task, load_model, load_task, models, tasks
+from crosslens.tasks.base import Size
+from crosslens.tasks.models import DEFAULT_MODEL
+
+from .environment import threads
+from .timing import Sampling
+
+CellKind = Literal["reference", "backend"]
+DTYPE = "float32"
+ATTENTION = "sdpa"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How much a run does.
+
+    Args:
+        models: model names; None stands for the default model and every tiny one.
+        size: of each task's workload.
+        sampling: how many timing samples a cell takes.
+        repeats: processes for each (backend, task, model).
+        timeout: seconds that one cell may take.
+    """
+
+    models: tuple[str, ...] | None
+    size: Size
+    sampling: Sampling
+    repeats: int
+    timeout: float
+
+
+SUITES = {
+    "smoke": Suite(("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0),
+    "default": Suite((DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=12.0), 1, 1200.0),
+    "full": Suite(None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One process's work; `backend` is None for the reference."""
+
+    id: str
+    kind: CellKind
+    backend: str | None
+    task: str
+    model: str
+    repeat: int
+
+    def __str__(self) -> str:
+        who = self.backend or "reference"
+        again = f" ({self.repeat})" if self.repeat > 1 else ""
+        return f"{who} · {self.task} on {self.model}{again}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a run does; `run.json` keeps it as `arguments`.
+
+    Args:
+        skipped: backend -> why it is left out although the suite would include it.
+    """
+
+    suite: str
+    size: Size
+    backends: tuple[str, ...]
+    skipped: dict[str, str]
+    tasks: tuple[str, ...]
+    models: tuple[str, ...]
+    sampling: Sampling
+    repeats: int
+    timeout: float
+    seed: int
+    threads: int
+    dtype: str = DTYPE
+    attn_implementation: str = ATTENTION
+
+    def cells(self) -> list[Cell]:
+        """The references, then every backend cell in an order drawn from the seed; ids are unique file names."""
+        label = dict(zip((*self.tasks, *self.models), _labels((*self.tasks, *self.models)), strict=True))
+        pairs = [(task, model) for task in self.tasks for model in self.models]
+        first = [Cell(f"{label[t]}.{label[m]}.reference", "reference", None, t, m, 1) for t, m in pairs]
+        rest = [
+            Cell(f"{label[t]}.{label[m]}.{backend}.{repeat}", "backend", backend, t, m, repeat)
+            for t, m in pairs
+            for backend in self.backends
+            for repeat in range(1, self.repeats + 1)
+        ]
+        random.Random(self.seed).shuffle(rest)
+        return first + rest
+
+    def facts(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return asdict(self)
+
+
+def make_plan(
+    suite: str,
+    *,
+    backend: Sequence[str] = (),
+    task: Sequence[str] = (),
+    model: Sequence[str] = (),
+    repeats: int | None = None,
+    timeout: float | None = None,
+    seed: int = 0,
+) -> Plan:
+    """The plan for these arguments; what is not given comes from the suite.
+
+    Raises:
+        InputError: an unknown suite, backend, task or model, or a number out of range.
+        BackendNotInstalledError: a backend that was asked for by name lacks its library.
+        ModelError: a model name that is unknown; folders and hub ids are looked at by `fetch_models`.
+    """
+    chosen = SUITES[known("suite", suite, SUITES)]
+    repeats = chosen.repeats if repeats is None else repeats
+    timeout = chosen.timeout if timeout is None else timeout
+    if repeats < 1:
+        raise InputError(f"--repeats is {repeats}; it must be 1 or more")
+    if not timeout > 0:
+        raise InputError(f"--timeout is {timeout}; it must be a number of seconds above 0")
+    for name in task:
+        find_task(name)
+    usable, skipped = _usable_backends(backend)
+    wanted = tuple(dict.fromkeys(model)) or chosen.models or _every_model()
+    refuse_unknown_models(wanted)
+    return Plan(
+        suite=suite,
+        size=chosen.size,
+        backends=usable,
+        skipped=skipped,
+        tasks=tuple(dict.fromkeys(task)) or tuple(task_names()),
+        models=wanted,
+        sampling=chosen.sampling,
+        repeats=repeats,
+        timeout=timeout,
+        seed=seed,
+        threads=threads(),
+    )
+
+
+def known(what: str, name: str, names: Collection[str]) -> str:
+    """The name, if it is one of `names`.
+
+    Raises:
+        InputError: it is not; names the nearest.
+    """
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"there is no {what} {name!r}; {hint}known: {', '.join(names)}")
+
+
+def task_names() -> list[str]:
+    """Names of the registered tasks."""
+    return [entry if isinstance(entry, str) else entry.name for entry in tasks()]
+
+
+def find_task(name: str) -> Task:
+    """A registered task, or one of the caller's own written `package.module:Class`.
+
+    Raises:
+        InputError: there is no such task; names the nearest.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        return load_task(name)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"task {name!r} cannot be imported: {error}; write it package.module:Class") from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise InputError(f"task {name!r} is no subclass of crosslens.tasks.Task")
+    return found()
+
+
+def built_in_backends() -> list[str]:
+    """The backends that this distribution brings, whether their libraries are installed or not."""
+    ours = {e.name for e in entry_points(group=GROUP) if e.value.startswith("crosslens.adapters.")}
+    return [name for name in backends() if name in ours]
+
+
+def refuse_unknown_models(names: Iterable[str]) -> None:
+    """Raise for a name that is none of `models()`, no folder and no hub id; loads and fetches nothing.
+
+    Raises:
+        ModelError: names the nearest.
+    """
+    registered = {entry.name for entry in models()}
+    for name in names:
+        if name not in registered and "/" not in name and not Path(name).is_dir():
+            load_model(name)
+
+
+def fetch_models(names: Iterable[str]) -> None:
+    """Make sure, before any cell runs, that every model is on this disk and can be loaded.
+
+    Raises:
+        ModelError, InputError: one is not or cannot; says why.
+    """
+    here = {entry.name for entry in models() if entry.cached}
+    for name in names:
+        if name not in here:
+            load_model(name)
+
+
+def _usable_backends(asked: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Backends to run, and those to skip with the reason; one that was asked for is never skipped."""
+    named = tuple(dict.fromkeys(asked))
+    skipped: dict[str, str] = {}
+    for name in named or built_in_backends():
+        try:
+            load_backend(name)
+        except BackendNotInstalledError as error:
+            if named:
+                raise
+            skipped[name] = str(error)
+        except InputError:
+            raise
+        except Exception:
+            continue  # a library that is there and broken: its cells will say how
+    return tuple(name for name in named or built_in_backends() if name not in skipped), skipped
+
+
+def _every_model() -> tuple[str, ...]:
+    return (DEFAULT_MODEL, *(entry.name for entry in models() if entry.kind == "random"))
+
+
+def _labels(names: Iterable[str]) -> list[str]:
+    """Names as parts of file names, different for different names, whatever the file system makes of case."""
+    labels: list[str] = []
+    for name in names:
+        stem = re.sub(r"[^\w-]+", "-", name).strip("-") or "unnamed"
+        candidates = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+        taken = {label.lower() for label in labels}
+        labels.append(next(c for c in candidates if c.lower() not in taken))
+    return labels

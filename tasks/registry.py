@@ -1,0 +1,33 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from crosslens.adapters.errors import InputError
+
+from .base import Task
+from .characters import Characters
+from .ioi import IOI
+
+_TASKS: Mapping[str, type[Task]] = MappingProxyType({task.name: task for task in (IOI, Characters)})
+
+
+def tasks() -> list[Task]:
+    """Every task that `load_task` knows, in the order in which they are run."""
+    return [task() for task in _TASKS.values()]
+
+
+def load_task(name: str) -> Task:
+    """A task by name.
+
+    Raises:
+        InputError: there is no such task; names the nearest.
+    """
+    if name not in _TASKS:
+        near = difflib.get_close_matches(name, _TASKS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"there is no task {name!r}; {hint}known: {', '.join(_TASKS)}")
+    return _TASKS[name]()
