@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-bui
 
 # .venv can be used if it was not moved (it holds absolute paths), its Python runs, and no package in it is half
 # installed: pip writes INSTALLER after the package's own files.
-SOUND := { test ! -e $(READY) || test "$$(cat $(READY))" = "$(CURDIR)"; } && $(BIN)/python -c \
+SOUND := { test ! -e $(READY) || test "$$(cat $(READY))" = "$(CURDIR)"; } && $(BIN)/python -I -c \
     'import sys; from importlib.metadata import distribution, distributions; distribution("pip"); \
     sys.exit(sys.version_info < (3, 11) or not all(d.read_text("INSTALLER") for d in distributions()))' 2>/dev/null
 
@@ -95,5 +95,6 @@ $(READY): pyproject.toml constraints.txt $(if $(shell $(SOUND) && echo sound),,b
 	@$(PIP) $(TORCH) || { $(STOPPED); }
 	@echo "setup: installing crosslens, its backends and its tools, in the versions of constraints.txt"
 	@$(PIP) -c constraints.txt -e '.[all,dev]' || { $(STOPPED); }
+	@rm -rf build crosslens.egg-info  # left by the build; Python would find this second copy of our metadata
 	@echo "$(CURDIR)" > $@.new && mv $@.new $@
 	@echo "setup: done"

@@ -213,6 +213,7 @@ def _sizes(model: nn.Module, family: Family) -> dict[str, int]:
     d_model, heads = config.hidden_size, config.num_attention_heads
     last = family.blocks["mlp.post"].module.replace("{L}", "0")
     down: Any = model.get_submodule(last)
+    head: Any = model.get_submodule("lm_head")
     # Conv1D keeps (in, out), Linear (out, in): the neurons are the input of the down projection
     d_mlp = down.in_features if isinstance(down, nn.Linear) else down.weight.shape[0]
     return {
@@ -222,7 +223,7 @@ def _sizes(model: nn.Module, family: Family) -> dict[str, int]:
         "kv_head": getattr(config, "num_key_value_heads", None) or heads,
         "d_head": getattr(config, "head_dim", None) or d_model // heads,
         "d_mlp": d_mlp,
-        "d_vocab": model.lm_head.weight.shape[0],  # type: ignore[union-attr,index]
+        "d_vocab": head.weight.shape[0],
     }
 
 

@@ -18,7 +18,7 @@ def eager_attention(model: Any, wanted: bool = True) -> Iterator[None]:
         model: a Hugging Face model.
         wanted: False does nothing.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     before = getattr(config, "_attn_implementation", None)
     if not wanted or before in (None, "eager"):
         yield

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -49,81 +49,66 @@ class Edit:
     steps: Selection | None = None
 
 
+class Where(TypedDict, total=False):
+    """Which slice an edit is made to; each as in `Edit`."""
+
+    rows: Selection | None
+    positions: Selection | None
+    heads: Selection | None
+    units: Selection | None
+    steps: Selection | None
+
+
 def replace(
     site: str,
     value: Tensor,
-    *,
-    rows: Selection | None = None,
-    positions: Selection | None = None,
-    heads: Selection | None = None,
-    units: Selection | None = None,
-    steps: Selection | None = None,
+    **where: Unpack[Where],
 ) -> Edit:
     """Replace the selected slice by `value`, which has exactly its shape, selected axes kept.
 
     At a residual site with `positions=[3]` that is (batch, 1, d_model). While generating without `positions`, every
     position gets the same value, so its position axis has size 1.
     """
-    return Edit("replace", site, value, rows, positions, heads, units, steps)
+    return Edit("replace", site, value, **where)
 
 
 def add(
     site: str,
     value: Tensor,
-    *,
-    rows: Selection | None = None,
-    positions: Selection | None = None,
-    heads: Selection | None = None,
-    units: Selection | None = None,
-    steps: Selection | None = None,
+    **where: Unpack[Where],
 ) -> Edit:
     """Add `value` to the selected slice (steering); shapes as in `replace`."""
-    return Edit("add", site, value, rows, positions, heads, units, steps)
+    return Edit("add", site, value, **where)
 
 
 def scale(
     site: str,
     factor: float,
-    *,
-    rows: Selection | None = None,
-    positions: Selection | None = None,
-    heads: Selection | None = None,
-    units: Selection | None = None,
-    steps: Selection | None = None,
+    **where: Unpack[Where],
 ) -> Edit:
     """Multiply the selected slice by a finite number."""
-    return Edit("scale", site, factor, rows, positions, heads, units, steps)
+    return Edit("scale", site, factor, **where)
 
 
 def zero(
     site: str,
-    *,
-    rows: Selection | None = None,
-    positions: Selection | None = None,
-    heads: Selection | None = None,
-    units: Selection | None = None,
-    steps: Selection | None = None,
+    **where: Unpack[Where],
 ) -> Edit:
     """Set the selected slice to zero (zero ablation)."""
-    return Edit("zero", site, None, rows, positions, heads, units, steps)
+    return Edit("zero", site, None, **where)
 
 
 def apply(
     site: str,
     fn: EditFunction,
-    *,
-    rows: Selection | None = None,
-    positions: Selection | None = None,
-    heads: Selection | None = None,
-    units: Selection | None = None,
-    steps: Selection | None = None,
+    **where: Unpack[Where],
 ) -> Edit:
     """Replace the selected slice by `fn(slice)`, a tensor of the same shape, dtype and device.
 
     The slice is a copy: `fn` may work on it in place. While generating it is called once a step, with the selected
     positions of that step.
     """
-    return Edit("apply", site, fn, rows, positions, heads, units, steps)
+    return Edit("apply", site, fn, **where)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +151,8 @@ class Piece:
             )
         if out.shape != shape or out.dtype != part.dtype or out.device != part.device:
             raise EditError(
-                f"apply at {self.site!r}: the function returned {tuple(out.shape)} {out.dtype} on {out.device}; it must "
-                f"return {tuple(shape)} {part.dtype} on {part.device}"
+                f"apply at {self.site!r}: the function returned {tuple(out.shape)} {out.dtype} on {out.device}; it "
+                f"must return {tuple(shape)} {part.dtype} on {part.device}"
             )
         return out
 
@@ -313,7 +298,12 @@ def check(
 
 
 def _check_value(
-    edit: Edit, expected: Sequence[int], axes: Sequence[str], dtype: torch.dtype, device: torch.device, where: str
+    edit: Edit,
+    expected: Sequence[int],
+    axes: Sequence[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    where: str,
 ) -> None:
     value = edit.value
     if edit.kind in ("replace", "add"):

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from .attention import eager_attention
 from .errors import SiteError
 from .inspector import Inspector
-from .plan import Location, Plan, Probe
+from .plan import Location, Plan, Point, Probe
 from .sites import Site
 
 
@@ -37,7 +37,7 @@ class HooksInspector(Inspector):
             self.model.get_submodule(site.address)
         except AttributeError as error:
             raise SiteError(f"site {site.name!r}: {error}; for this backend native:PATH names a submodule") from None
-        return Location((site.address, "output"))
+        return Location(Point(site.address, "output"))
 
     def _forward(self, plan: Plan) -> Any:
         probes = plan.probes()
@@ -52,11 +52,11 @@ class HooksInspector(Inspector):
             return self.model(*plan.args, **plan.kwargs)
 
     def _attach(self, probe: Probe, softmax: _SoftmaxProbes) -> list[RemovableHandle]:
-        path, side = probe.key  # type: ignore[misc]  # _locate makes (path, side) pairs
-        module = self.model.get_submodule(path)
-        if side == "output":
+        assert isinstance(probe.key, Point)
+        module = self.model.get_submodule(probe.key.path)
+        if probe.key.side == "output":
             return [module.register_forward_hook(_on_output(probe))]
-        if side == "input":
+        if probe.key.side == "input":
             return [module.register_forward_pre_hook(_on_input(probe), with_kwargs=True)]
         return softmax.watch(module, probe)
 

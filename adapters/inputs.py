@@ -45,9 +45,7 @@ class Geometry:
         """Number of columns of this forward."""
         return 0 if self.position is None else self.position.shape[1]
 
-    def columns_of(
-        self, positions: Tensor, rows: Sequence[int] | None, steps: Collection[int] | None = None
-    ) -> Tensor:
+    def columns_of(self, positions: Tensor, rows: Sequence[int] | None, steps: Collection[int] | None = None) -> Tensor:
         """(rows, n) logical positions -> (rows, n) columns, -1 where this forward does not hold the position."""
         if self.plain and steps is None and not self.generating:
             return positions

@@ -13,7 +13,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace as evolve
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 
 from .architectures import Architecture, describe
 from .capabilities import CAPABILITIES, Support, capture_capability
-from .decoding import Sampler
+from .decoding import Sampler, decode
 from .edits import Edit, check
 from .errors import ClosedError, EditError, InputError, SiteError, UnsupportedError
-from .inputs import Geometry, Inputs, extend, left_padded, model_mask, prepare
-from .plan import Location, Plan, StopForward, Visit, locate
+from .inputs import Geometry, Inputs, left_padded, model_mask, prepare
+from .plan import Location, Plan, Point, StopForward, Visit, locate
 from .run import Generation, Run
 from .sites import Site
 
@@ -67,7 +66,7 @@ class Inspector(ABC):
         """Run one forward through the library, calling every probe of the plan; returns the model's output."""
 
     def _locate(self, site: Site) -> Location:
-        """Where a site lives in the library; by default at PyTorch modules: key is (module path, side).
+        """Where a site lives in the library; by default at PyTorch modules, by `Point`.
 
         Raises:
             SiteError: the library has no such address.
@@ -75,8 +74,8 @@ class Inspector(ABC):
         if site.kind == "canonical":
             return locate(self.architecture.address(site), site, self.architecture.sizes)
         if site.kind == "module":
-            return Location((site.module.path, site.module.side))
-        return Location(("native", site.address))
+            return Location(Point(site.module.path, site.module.side))
+        raise self._refusal("capture.native", site)
 
     def _mask(self, mask: Tensor, queries: int) -> Tensor:
         """What the library wants as `attention_mask` for the last `queries` columns of a padded batch."""
@@ -110,7 +109,12 @@ class Inspector(ABC):
         return [*table.canonical.values(), *modules]
 
     def run(
-        self, inputs: Any, *, capture: SiteNames = (), edits: Iterable[Edit] = (), until: str | Site | None = None
+        self,
+        inputs: Any,
+        *,
+        capture: SiteNames = (),
+        edits: Iterable[Edit] = (),
+        until: str | Site | None = None,
     ) -> Run:
         """One forward, without gradients.
 
@@ -204,7 +208,7 @@ class Inspector(ABC):
             self._require("generate.capture")
         if edits:
             self._require("generate.edit")
-        return self._decode(ready, capture, edits, sampler, use_cache)
+        return decode(self, ready, capture, edits, sampler, use_cache)
 
     def attribute(self, inputs: Any, target: Any, *, method: str) -> Any:
         """Input attribution by one of the library's own methods."""
@@ -282,7 +286,13 @@ class Inspector(ABC):
 
     def _shape(self, site: Site, geometry: Geometry) -> tuple[int, ...]:
         keys = 0 if geometry.key_position is None else geometry.key_position.shape[1]
-        known = {"batch": geometry.batch, "pos": geometry.columns, "query": geometry.columns, "key": keys, **site.sizes}
+        known = {
+            "batch": geometry.batch,
+            "pos": geometry.columns,
+            "query": geometry.columns,
+            "key": keys,
+            **site.sizes,
+        }
         return tuple(known[axis] for axis in site.axes)
 
     def _resolve(self, names: SiteNames) -> list[Site]:
@@ -334,44 +344,6 @@ class Inspector(ABC):
     def _in_order(self, plan: Plan, capture: SiteNames) -> dict[str, Any]:
         return {site.name: plan.captured[site.name] for site in self._resolve(capture)}
 
-    def _decode(
-        self, ready: Inputs, capture: list[Site], edits: list[Edit], sampler: Sampler, use_cache: bool
-    ) -> Generation:
-        """Greedy or sampled decoding, one forward through the library a step."""
-        assert ready.ids is not None
-        batch, prompt = ready.ids.shape
-        steps = sampler.max_new_tokens
-        geometry = evolve(ready.geometry, generating=True, new_positions=steps - 1)
-        plan = self._plan(ready, geometry, capture, edits, None)
-        mask = ready.mask if ready.mask is not None else torch.ones_like(ready.ids)
-        tokens, logits, pieces = ready.ids, [], []
-        cache = _new_cache(self.model) if use_cache else None
-        for step in range(steps):
-            if step:
-                geometry = extend(geometry, step, cached=use_cache)
-                mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
-            assert geometry.position is not None
-            plan.geometry = geometry
-            plan.captured = {}
-            plan.kwargs = {
-                "input_ids": tokens[:, -1:] if step and use_cache else tokens,
-                "position_ids": geometry.position.clamp(min=0).to(tokens.device),
-                "use_cache": use_cache,
-            }
-            if ready.mask is not None:
-                plan.kwargs["attention_mask"] = self._mask(mask, plan.kwargs["input_ids"].shape[1])
-            if use_cache:
-                plan.kwargs["past_key_values"] = cache
-            output = self._execute(plan)
-            pieces.append(plan.captured)
-            logits.append(output.logits[:, -1].clone())
-            tokens = torch.cat([tokens, sampler.choose(logits[-1])[:, None]], dim=1)
-            if sampler.finished:
-                break
-        captured = {s.name: _joined([p[s.name] for p in pieces], s, use_cache) for s in capture}
-        full = extend_to(ready.geometry, len(logits))
-        return Generation(captured, tokens, torch.stack(logits, dim=1), full)
-
     # ---- leaving no trace
 
     @property
@@ -380,10 +352,13 @@ class Inspector(ABC):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError(f"this {self.name} inspector is closed; open another with open_inspector({self.name!r}, ...)")
+            raise ClosedError(
+                f"this {self.name} inspector is closed; open another with open_inspector({self.name!r}, ...)"
+            )
         if self._like is not None and self._like.dtype != self._dtype:
             raise InputError(
-                f"the model was {self._dtype} when this inspector was opened and is {self._like.dtype} now; open another"
+                f"the model was {self._dtype} when this inspector was opened and is {self._like.dtype} now; "
+                "open another"
             )
 
     @contextmanager
@@ -402,13 +377,6 @@ class Inspector(ABC):
             torch.set_grad_enabled(grad)
 
 
-def extend_to(geometry: Geometry, new: int) -> Geometry:
-    """Geometry of a prompt and the generated tokens that were read: all of `new` but the last."""
-    for step in range(1, new):
-        geometry = extend(geometry, step, cached=False)
-    return geometry
-
-
 def _check_before(visits: Iterable[Visit], stop: Site) -> None:
     for visit in visits:
         if stop.order >= 0 and visit.site.order > stop.order:
@@ -423,19 +391,3 @@ def _total(metric: Metric, output: Any) -> Tensor:
         shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the metric returned {shown}; it must return a number or one number a row, as a tensor")
     return value.sum()
-
-
-def _joined(pieces: list[Tensor], site: Site, cached: bool) -> Tensor:
-    """One tensor over all positions read, from one piece a step."""
-    if not cached:
-        return pieces[-1]
-    if site.local != "attn.pattern":
-        return torch.cat(pieces, dim=1)
-    keys = pieces[-1].shape[-1]  # later keys did not exist for earlier queries: their attention is 0
-    return torch.cat([nn.functional.pad(p, (0, keys - p.shape[-1])) for p in pieces], dim=2)
-
-
-def _new_cache(model: nn.Module) -> Any:
-    from transformers import DynamicCache  # imported here: transformers takes seconds, and not every model is its
-
-    return DynamicCache(config=model.config)

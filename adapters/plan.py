@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .sites import Site
 Layout = Literal["", "h d", "part h d", "h part d"]
 
 
-class StopForward(BaseException):  # noqa: N818  it is control flow, no error; and no `except Exception` may eat it
+class StopForward(BaseException):
     """Raised by a probe at `until=` to end the forward; every adapter lets it through and catches it outside."""
 
 
@@ -47,10 +47,10 @@ class View:
         if self.layout == "":
             return raw
         if self.layout == "h d":
-            return raw.unflatten(-1, (self.heads, -1))
+            return raw.view(*raw.shape[:-1], self.heads, -1)
         if self.layout == "part h d":
-            return raw.unflatten(-1, (3, self.heads, -1)).select(-3, self.part)
-        return raw.unflatten(-1, (self.heads, 3, -1)).select(-2, self.part)
+            return raw.view(*raw.shape[:-1], 3, self.heads, -1).select(-3, self.part)
+        return raw.view(*raw.shape[:-1], self.heads, 3, -1).select(-2, self.part)
 
     def write(self, raw: Tensor, site: Tensor) -> Tensor:
         """A new library tensor that holds `site` in its place."""
@@ -61,6 +61,13 @@ class View:
         out = raw.clone()
         self.read(out).copy_(site)
         return out
+
+
+class Point(NamedTuple):
+    """Address in libraries that go by PyTorch modules: dotted path, and `input`, `output` or `softmax`."""
+
+    path: str
+    side: str
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,9 @@ class Location:
 
 
 def locate(address: Address, site: Site, sizes: Mapping[str, int]) -> Location:
-    """Location of a canonical site for libraries that address PyTorch modules: key is (module path, side)."""
+    """Location of a canonical site for libraries that address PyTorch modules: key is a `Point`."""
     heads = sizes["kv_head"] if "kv_head" in site.axes else sizes["head"]
-    return Location((address.module, address.side), View(address.layout, heads, address.part), address.shared)
+    return Location(Point(address.module, address.side), View(address.layout, heads, address.part), address.shared)
 
 
 @dataclass
@@ -201,8 +208,8 @@ class Probe:
                 return value
             if address.call is None and call and visit.capture:
                 raise SiteError(
-                    f"site {site.name!r}: the module runs more than once in a forward; say which call: {site.name}#0 is "
-                    "the first"
+                    f"site {site.name!r}: the module runs more than once in a forward; say which call: {site.name}#0 "
+                    "is the first"
                 )
         tensor = _pick(value, items, site.name)
         if not isinstance(tensor, Tensor):
@@ -224,7 +231,12 @@ def _check_late(visit: Visit, tensor: Tensor, geometry: Geometry) -> list[Checke
     """Check edits of a tensor whose shape nobody knew before: axis 0 rows, axis 1 of three or more positions."""
     if tensor.ndim == 0:
         raise EditError(f"edit at {visit.site.name!r}: the tensor there is a single number; it has no axes to edit")
-    axes = ["batch", *(["pos"] if tensor.ndim > 2 else []), *(f"axis {i}" for i in range(2, tensor.ndim - 1)), "unit"]
+    axes = [
+        "batch",
+        *(["pos"] if tensor.ndim > 2 else []),
+        *(f"axis {i}" for i in range(2, tensor.ndim - 1)),
+        "unit",
+    ]
     axes = axes[: tensor.ndim] if tensor.ndim > 1 else ["batch"]
     own: Geometry | None = None
     if tensor.ndim < 3 or tensor.shape[1] != geometry.columns:  # its axis 1 is not the tokens': count plainly

@@ -73,7 +73,9 @@ class Run(Mapping[str, Any]):
         assert self.geometry.position is not None, "canonical sites exist only where positions are known"
         hit = self.geometry.position[:, None] == wanted[:, :, None]
         if not bool(hit.any(-1).all()):
-            raise SiteError(f"site {site!r}: positions {positions} are not all there; rows have {lengths.tolist()} tokens")
+            raise SiteError(
+                f"site {site!r}: positions {positions} are not all there; rows have {lengths.tolist()} tokens"
+            )
         columns = hit.int().argmax(-1).to(tensor.device)
         rows = torch.arange(len(columns), device=tensor.device)[:, None]
         return tensor[rows, columns] if axis == 1 else tensor.transpose(1, 2)[rows, columns].transpose(1, 2)

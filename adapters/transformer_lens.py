@@ -1,9 +1,9 @@
 """TransformerLens: a TransformerBridge on a weight-sharing shadow of the caller's model.
 
-The bridge rewires the modules of the model that it wraps and offers no way back, so it gets a shadow. Sites are its hook
-points, and `native:NAME` is any of its hook names, as in `native:blocks.0.attn.hook_rot_q`. Weights stay as they are in
-the model: nothing is folded, centred or cast. Attention is always the eager one, which TransformerLens writes out anew;
-while a model trains with dropout, its `attn.pattern` is the pattern after dropout.
+The bridge rewires the modules of the model that it wraps and offers no way back, so it gets a shadow. Sites are its
+hook points, and `native:NAME` is any of its hook names, as in `native:blocks.0.attn.hook_rot_q`. Weights stay as they
+are in the model: nothing is folded, centred or cast. Attention is always the eager one, which TransformerLens writes
+out anew; while a model trains with dropout, its `attn.pattern` is the pattern after dropout.
 
 Importing this module leaves one trace of importing TransformerLens: huggingface_hub then lets a config hold an integer
 where it declares a float, which loading models through TransformerLens relies on.
@@ -23,7 +23,7 @@ from torch.nn.functional import dropout
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .capabilities import Support
-from .errors import InputError, ModelError, SiteError, UnsupportedError
+from .errors import InputError, SiteError, UnsupportedError
 from .inspector import Inspector
 from .plan import Location, Plan, Probe, View, locate
 from .shadow import Shadow
@@ -66,16 +66,19 @@ HOOK_NAMES: Mapping[str, str] = {
 
 _REPLACED = Support(
     "upstream",
-    "TransformerLens replaces the model's modules by its own and has hook points at fixed places only; name a canonical "
-    "site, or native:HOOK_NAME",
+    "TransformerLens replaces the modules of language models that it knows by its own, with hook points at fixed places; "
+    "name a canonical site, or native:HOOK_NAME",
 )
+
+SINGLE_SOFTMAX = ("llama", "gpt_neox")
+"""Families whose eager attention in Hugging Face takes its softmax in float32 whatever the dtype of the model."""
 
 
 class TransformerLensInspector(Inspector):
     """TransformerLens' own hook points, on a shadow of the model that shares its weights.
 
     Raises:
-        ModelError: TransformerLens knows no such architecture, or would compute something else than this model does.
+        UnsupportedError: TransformerLens knows no such architecture, or would compute something else than this model.
     """
 
     name: ClassVar[str] = "transformer_lens"
@@ -227,15 +230,15 @@ def _architecture(model: nn.Module) -> str:
     for kind in type(model).__mro__:
         if kind.__name__ in SUPPORTED_ARCHITECTURES and hasattr(model, "config"):
             if not getattr(model.config, "scale_attn_weights", True):
-                raise ModelError(
+                raise UnsupportedError(
                     "the model's config has scale_attn_weights=False, and TransformerLens divides attention scores by "
                     "the root of d_head all the same; open another backend"
                 )
             return kind.__name__
     near = difflib.get_close_matches(type(model).__name__, SUPPORTED_ARCHITECTURES, n=3, cutoff=0.4)
-    raise ModelError(
-        f"TransformerLens cannot wrap a {type(model).__name__}: it takes language models of Hugging Face whose class it "
-        f"knows ({', '.join([*near, '...'])}); open another backend, such as 'hooks', for any other module"
+    raise UnsupportedError(
+        f"TransformerLens cannot wrap a {type(model).__name__}: it takes the Hugging Face models whose class it knows "
+        f"({', '.join([*near, '...'])}); open another backend, such as 'hooks', for any other module"
     )
 
 

@@ -84,7 +84,7 @@ class RunFolder:
         try:
             (path / "results").mkdir(parents=True, exist_ok=True)
             with (path / "run.json").open("x", encoding="utf-8") as file:  # x: never over another run's
-                file.write(_json({"format": FORMAT, **facts}, indent=2) + "\n")
+                file.write(to_json({"format": FORMAT, **facts}, indent=2) + "\n")
             self._write_samples()
             (path / "cells.jsonl").touch()
         except OSError as error:
@@ -99,7 +99,17 @@ class RunFolder:
         return self.path / "results" / f"{cell_id}.npz"
 
     def add(self, cell: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], scratch: Path) -> None:
-        """Keep a finished cell: its samples and files first, its line last."""
+        """Keep a finished cell: its samples and files first, its line last.
+
+        Raises:
+            InputError: the disk is full, or the folder is gone.
+        """
+        try:
+            self._add(cell, samples, scratch)
+        except OSError as error:
+            raise InputError(f"cannot go on writing to {self.path}: {error}; what is there already is kept") from error
+
+    def _add(self, cell: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], scratch: Path) -> None:
         mine = [{"cell": cell["id"], "pair": i, **sample} for i, sample in enumerate(samples)]
         if mine:
             self._samples += mine
@@ -108,7 +118,7 @@ class RunFolder:
             made = scratch / f"result{suffix}"
             if made.exists():
                 os.replace(made, self.result(cell["id"]).with_name(cell["id"] + suffix))
-        line = (_json(cell) + "\n").encode()
+        line = (to_json(cell) + "\n").encode()
         with (self.path / "cells.jsonl").open("ab") as file:
             file.write(line)
             file.flush()
@@ -154,7 +164,7 @@ def _facts(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not the run.json of a run: it has no `format`")
     if facts["format"] != FORMAT:
         raise InputError(f"{path} has format {facts['format']!r}; this version reads {FORMAT}")
-    for key in ("arguments", "environment", "cells"):
+    for key in ("arguments", "environment", "random_models", "cells"):
         if key not in facts:
             raise InputError(f"{path} is damaged: it has no `{key}`")
     return facts
@@ -194,12 +204,12 @@ def _samples(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON; NaN and infinities become text, which `float()` reads back."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinities as text, which JSON has no numbers for; `float()` reads them back."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -29,9 +29,10 @@ from .environment import library_version
 from .memory import PeakMemory, resident
 from .plan import find_task
 from .store import to_json
-from .timing import Sampling, no_garbage_collection, seconds, time_pairs
+from .timing import Call, Sampling, no_garbage_collection, seconds, time_pairs
 
 _REPORT_EVERY = 0.2  # seconds between two progress lines
+_LEAST_EFFECT = 10.0  # for a task that does not say: times the noise
 _ALONE = 5  # calls of the bare forward before the backend is opened
 
 
@@ -61,10 +62,14 @@ class Report:
         yield progress
 
     def end(self, status: str, reason: str | None = None) -> None:
-        """The cell's outcome; the first one said counts."""
-        self.cell["status"] = status
-        self.cell["reason"] = reason
-        self.cell["stage"] = None if status in ("right", "done") else self.cell["stage"]
+        """The cell's outcome, and why."""
+        self.cell["status"], self.cell["reason"] = status, reason
+
+    def finish(self) -> None:
+        """Say that nothing more will come: whatever holds this process up now is no part of the work."""
+        self.cell["finished"] = True
+        self.save()
+        self._line("done", 1, 1)
 
     def save(self) -> None:
         """Write what is known, so that it outlives a crash."""
@@ -72,7 +77,7 @@ class Report:
         part.write_text(to_json({"cell": self.cell, "samples": self.samples}), encoding="utf-8")
         os.replace(part, self.folder / "cell.json")
 
-    def result(self, task: Task, result: Result, work: Any) -> None:
+    def keep(self, task: Task, result: Result, work: Any) -> None:
         """Keep the result arrays, the task's own table of them, and its finding."""
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in result.items()}
         np.savez_compressed(self.folder / "result.npz", **arrays)  # type: ignore[arg-type]
@@ -85,17 +90,16 @@ class Report:
 
 
 def reference(job: dict[str, Any], report: Report) -> None:
-    """Compute what backends are compared with; then time the bare forward against itself."""
-    task = find_task(job["task"])
-    model, work = _model_and_work(job, task, report)
+    """Compute what backends are compared with; then time the bare forward against itself, as a control."""
+    task, memory = find_task(job["task"]), PeakMemory()
+    model, _, work = _load(job, task, report)
     with report.stage("computing the reference") as progress:
         start = time.perf_counter()
         result = task.reference(model, work, progress)
         report.cell["figures"]["task_s"] = time.perf_counter() - start
-        report.result(task, result, work)
-    with report.stage("timing the bare forward against itself") as progress:
-        _time(job, report, task.bare(model, work), task.bare(model, work), progress)
-    report.cell["figures"]["peak_bytes"] = PeakMemory().whole()
+    report.keep(task, result, work)
+    _time(job, report, task.bare(model, work), task.bare(model, work))
+    report.cell["figures"]["peak_bytes"] = memory.whole()
     report.end("done")
 
 
@@ -103,37 +107,111 @@ def backend(job: dict[str, Any], report: Report) -> None:
     """Run the task through a backend, judge it, and, if it is right, time it."""
     figures, memory = report.cell["figures"], PeakMemory()
     task = find_task(job["task"])
-    import transformers  # noqa: F401  before the clock starts: every user of a backend here has it anyway
+    import transformers  # noqa: F401  before the clock starts: whoever uses a backend here has it anyway
 
     with report.stage("importing the backend"):
         start = time.perf_counter()
         kind = load_backend(job["backend"])
         figures["import_s"] = time.perf_counter() - start
-        report.cell["library"] = kind.library or "torch"
-        report.cell["version"] = library_version(report.cell["library"])
-    lacking = [(need, state) for need, state in kind.supports().items() if need in task.needs and not state]
+    report.cell["library"] = kind.library or "torch"
+    report.cell["version"] = library_version(report.cell["library"])
+    states = kind.supports()
+    lacking = [f"{need} ({states[need].state}): {states[need].reason}" for need in task.needs if not states[need]]
     if lacking:
-        report.end("unsupported", "; ".join(f"{need} ({state.state}): {state.reason}" for need, state in lacking))
+        report.end("unsupported", "; ".join(lacking))
         return
-    model, work = _model_and_work(job, task, report)
+    model, tokenizer, work = _load(job, task, report)
     bare = task.bare(model, work)
     with report.stage("timing the bare forward alone"):
         seconds(bare, 2)
         with no_garbage_collection():
-            alone = [seconds(bare, 1) for _ in range(_ALONE)]
-        figures["bare_alone_s"] = float(np.median(alone))
+            figures["bare_alone_s"] = float(np.median([seconds(bare, 1) for _ in range(_ALONE)]))
     figures["loaded_bytes"], marked = resident(), memory.mark()
     with report.stage("wrapping the model"):
         start = time.perf_counter()
-        lens = kind(model, tokenizer=job["tokenizer"])
+        lens = kind(model, tokenizer)
         figures["wrap_s"] = time.perf_counter() - start
     try:
-        _through(lens, task, work, bare, job, report)
-    finally:
-        with report.stage(report.cell["stage"] if sys.exc_info()[0] else "closing"):
-            start = time.perf_counter()
-            lens.close()
-            figures["close_s"] = time.perf_counter() - start
+        _use(lens, task, work, job, report)
         if marked:
             figures["rise_bytes"] = memory.since_mark() - figures["loaded_bytes"]
+        if report.cell["status"] == "right":
+            _time(job, report, task.step(lens, work), bare)
+    finally:
+        start = time.perf_counter()
+        lens.close()
+        figures["close_s"] = time.perf_counter() - start
         figures["peak_bytes"] = memory.whole()
+
+
+def _load(job: dict[str, Any], task: Task, report: Report) -> tuple[Any, Any, Any]:
+    with report.stage("loading the model"):
+        start = time.perf_counter()
+        model, tokenizer = load_model(
+            job["model"], dtype=getattr(torch, job["dtype"]), attn_implementation=job["attn_implementation"]
+        )
+        report.cell["figures"]["load_s"] = time.perf_counter() - start
+    with report.stage("preparing the data"):
+        return model, tokenizer, task.prepare(model, tokenizer, size=job["size"])
+
+
+def _use(lens: Inspector, task: Task, work: Any, job: dict[str, Any], report: Report) -> None:
+    """First call, the whole task, and its score against the reference."""
+    figures = report.cell["figures"]
+    with report.stage("first call"):
+        step = task.step(lens, work)
+        figures["first_call_s"] = seconds(step, 1)
+    with report.stage("running the task") as progress:
+        start = time.perf_counter()
+        result = task.run(lens, work, progress)
+        figures["task_s"] = time.perf_counter() - start
+    with report.stage("comparing with the reference"):
+        report.keep(task, result, work)
+        with np.load(job["reference"]) as stored:
+            score = task.score(result, dict(stored), work, job["dtype"])
+    report.cell["score"] = asdict(score)
+    if not score.right:
+        report.end("wrong", f"largest relative error {score.max_rel_error:.2g}; the result has no time")
+    elif score.effect < getattr(task, "least_effect", _LEAST_EFFECT):
+        report.end("vacuous", f"the effect is {score.effect:.2g} times the noise: too small to tell right from wrong")
+    else:
+        report.end("right")
+
+
+def _time(job: dict[str, Any], report: Report, step: Call, bare: Call) -> None:
+    with report.stage("timing") as progress:
+        timing = time_pairs(step, bare, Sampling(**job["sampling"]), seed=job["seed"], progress=progress)
+    report.cell["timing"] = {"pairs": len(timing.pairs), "calls": timing.calls, "warmups": timing.warmups}
+    report.samples = [asdict(pair) for pair in timing.pairs]
+
+
+def main(folder: Path) -> None:
+    """Do the job in `folder`; whatever goes wrong in it is the cell's outcome."""
+    threading.Thread(target=_die_with_runner, daemon=True).start()
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(job["threads"])
+    report = Report(folder)
+    try:
+        {"reference": reference, "backend": backend}[job["kind"]](job, report)
+    except UnsupportedError as error:
+        report.end("unsupported", str(error))
+    except Exception as error:  # whatever a library raises is a result
+        report.end("out-of-memory" if _is_memory(error) else "failed", f"{type(error).__name__}: {error}")
+        report.cell["traceback"] = traceback.format_exc()
+    report.finish()
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out; on the CPU, PyTorch has no error type of its own for it."""
+    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return out_of_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def _die_with_runner() -> None:
+    """End this process when the runner's end of the pipe closes, however the runner ended."""
+    sys.stdin.buffer.read()
+    os._exit(70)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

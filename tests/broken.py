@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+
 from crosslens.adapters import Edit, SiteError
 from crosslens.adapters.hooks import HooksInspector
 from crosslens.adapters.inputs import Inputs
@@ -292,8 +293,8 @@ BROKEN: dict[str, list[type[HooksInspector]]] = {
     "positions": [PositionsOfTheStep, FirstStepOnly],
     "refuses": [DropsUnknownSites, Broadcasts],
     "no-trace": [
-        LeavesHooks, LeavesHooksOnError, LeavesEval, LeavesEager, Freezes, DrawsRandomNumbers, LeavesPaddingSide, FillsGrad,
-        StripsForeignHooks,
+        LeavesHooks, LeavesHooksOnError, LeavesEval, LeavesEager, Freezes, DrawsRandomNumbers, LeavesPaddingSide,
+        FillsGrad, StripsForeignHooks,
     ],
     "not-alone": [OnlyOneAtATime],
 }  # fmt: skip

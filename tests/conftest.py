@@ -1,4 +1,4 @@
-"""What every test starts from: one thread (workers share the cores), no model hub, no deadline per example."""
+"""What every test starts from: one thread (workers share the cores), no model hub, no deadlines."""
 
 import os
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+
 from crosslens.adapters import InputError, Support, UnsupportedError, zero
 from crosslens.adapters.conformance import conformance_checks
 from crosslens.adapters.hooks import HooksInspector
@@ -92,7 +93,7 @@ def test_an_unsupported_operation_must_refuse_not_crash() -> None:
 
 def test_a_refusal_comes_before_the_model_runs() -> None:
     model = torch.nn.Linear(2, 2)
-    with HonestGap(model) as lens, pytest.raises(UnsupportedError, match="edit.zero"):
+    with HonestGap(model) as lens, pytest.raises(UnsupportedError, match=r"edit\.zero"):
         lens.run(torch.ones(1, 2), edits=[zero("module::output")])
 
 

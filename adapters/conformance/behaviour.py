@@ -1,33 +1,38 @@
-"""Guarantees 2 to 5 and 8: ownership, order, padding, generation, company; early stop and modules of any network."""
+"""Guarantees 2 to 5 and 8: ownership, order, early stop, padding, generation, and the company of other inspectors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosslens.adapters.edits import Edit, add, apply, replace, scale, zero
-from crosslens.adapters.errors import ClosedError, CrosslensError, SiteError
+from crosslens.adapters.errors import ClosedError, SiteError
 from crosslens.adapters.hooks import HooksInspector
 
-from .kit import FAMILIES, Check, Context, Promise, Scene
+from .kit import FAMILIES, Check, Context, Promise, Scene, expect
 from .right import LAYER, make_edit, sites_of
 
 RESID = f"blocks.{LAYER}.resid_post"
 
 
 def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Check]:
-    """Checks by family, then those on networks of no family."""
+    """Checks by family."""
     for family in families:
         plain = Scene(family, torch.float64)
         pads = [Scene(family, torch.float64, side) for side in ("left", "right")]
 
         def on(
-            promise: Promise, what: str, needs: Sequence[str], body: Callable[[Context, Scene], None], scene: Scene
+            promise: Promise,
+            what: str,
+            needs: Sequence[str],
+            body: Callable[..., None],
+            scene: Scene,
         ) -> Check:
-            return Check(f"{promise}/{what}/{scene.id}", promise, tuple(needs), lambda c: body(c, scene), context)
+            return Check(f"{promise}/{what}/{scene.id}", promise, tuple(needs), partial(body, scene=scene), context)
 
         read = ("capture.residual",)
         yield on("owned", "captures-share-no-memory", read, _captures_share_no_memory, plain)
@@ -48,20 +53,11 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
             padding = () if scene.padding == "none" else (f"padding.{scene.padding}",)
             for cache in ("generate", "generate.uncached"):
                 needs = (cache, "generate.capture", "generate.edit", *padding)
-                yield on("positions", cache, needs, lambda c, s, k=cache: _generate(c, s, k == "generate"), scene)
+                yield on("positions", cache, needs, partial(_generate, cached=cache == "generate"), scene)
         yield on("not-alone", "two-of-a-kind", ("coexist",), _two_of_a_kind, plain)
         yield on("not-alone", "beside-hooks", ("coexist",), _beside_hooks, plain)
         yield on("not-alone", "close-one-of-two", ("coexist",), _close_one, plain)
         yield on("no-trace", "closed-is-closed", (), _closed, plain)
-
-    def module(what: str, needs: Sequence[str], body: Callable[[Context], None]) -> Check:
-        return Check(f"right/module/{what}", "right", tuple(needs), body, context)
-
-    yield module("mlp", ("capture.module", "edit.module", "edit.replace"), _mlp)
-    yield module("relu-in-place", ("capture.module",), _relu_in_place)
-    yield module("runs-three-times", ("capture.module", "edit.module"), _runs_three_times)
-    yield module("tuples-and-dicts", ("capture.module", "edit.module"), _tuples_and_dicts)
-    yield module("gradients", ("capture.module", "gradients"), _module_gradients)
 
 
 # ---- owned
@@ -156,7 +152,9 @@ def _capture_sees_edit(context: Context, scene: Scene) -> None:
 def _until(context: Context, scene: Scene) -> None:
     model, tokenizer = context.fresh(scene.family)
     ran: list[str] = []
-    norm = model.get_submodule({"llama": "model.norm", "gpt2": "transformer.ln_f"}.get(scene.family, "gpt_neox.final_layer_norm"))
+    norm = model.get_submodule(
+        {"llama": "model.norm", "gpt2": "transformer.ln_f"}.get(scene.family, "gpt_neox.final_layer_norm")
+    )
     norm.register_forward_hook(lambda *_: ran.append("norm"))
     with context.backend(model, tokenizer) as lens:
         lens.run(scene.inputs)
@@ -166,7 +164,7 @@ def _until(context: Context, scene: Scene) -> None:
             run = lens.run(scene.inputs, capture=[stop], until=stop)
             scene.assert_close(run[stop], scene.truth.sites[stop], stop, f"{stop} with until={stop}")
             assert not ran, f"the forward went on after until={stop!r}"
-            _expect(SiteError, lambda r=run: r.logits, "until")
+            expect(SiteError, partial(getattr, run, "logits"), "until")
         scene.assert_close(lens.run(scene.inputs).logits, scene.truth.logits, "logits", "full run after stopped ones")
 
 
@@ -214,7 +212,7 @@ def _rows_alone(context: Context, scene: Scene) -> None:
 
 
 def generation_edits(scene: Scene, new: int) -> dict[str, list[Edit]]:
-    """Kinds of edits that a generation must place: a prompt position, a generated one, everywhere, by step, patterns."""
+    """Edits that a generation must place: a prompt position, a generated one, everywhere, by step, patterns."""
     shape = scene.truth.sites[RESID].shape
     generator = torch.Generator().manual_seed(11)
     size = 3 * scene.truth.sites[RESID].square().mean().sqrt()
@@ -230,7 +228,10 @@ def generation_edits(scene: Scene, new: int) -> dict[str, list[Edit]]:
         "absolute": [replace(RESID, value(2), positions=[min(scene.lengths) + 1, min(scene.lengths) + 2])],
         "everywhere": [add(RESID, value(1))],
         "steps": [add(RESID, value(1), steps=[2])],
-        "heads": [zero(f"blocks.{LAYER}.attn.z", heads=[1], positions=[0, min(scene.lengths)]), scale(RESID, 2.0, rows=[1])],
+        "heads": [
+            zero(f"blocks.{LAYER}.attn.z", heads=[1], positions=[0, min(scene.lengths)]),
+            scale(RESID, 2.0, rows=[1]),
+        ],
         "apply": [apply(f"blocks.{LAYER}.mlp.post", lambda part: part.tanh() * 2, steps=range(1, new))],
         "pattern": [zero(f"blocks.{LAYER}.attn.pattern", units=[1], heads=[2])] if last else [],
     }
@@ -255,14 +256,18 @@ def _generate(context: Context, scene: Scene, cached: bool) -> None:
                 mask_right = scene.padding == "right"
                 want = _row(truth.sites[site], row, total, site, right=mask_right, prompt=length, width=8)
                 error = (got - want).abs().max().item()
-                assert error <= scene.noise() * want.abs().max().item(), f"{name}: {site}, row {row}: off by {error:.3g}"
+                assert error <= scene.noise() * want.abs().max().item(), (
+                    f"{name}: {site}, row {row}: off by {error:.3g}"
+                )
     assert len(continuations) > 3, f"vacuous: the edits give only {len(continuations)} different continuations"
 
 
 def _row(tensor: Tensor, row: int, total: int, site: str, *, right: bool, prompt: int = 0, width: int = 0) -> Tensor:
     """One row's real positions, in order: the last `total` columns, or a right-padded prompt and what follows it."""
     width_all = tensor.shape[-1] if site.endswith("pattern") else tensor.shape[1]
-    columns = [*range(prompt), *range(width, width + total - prompt)] if right else list(range(width_all - total, width_all))
+    columns = (
+        [*range(prompt), *range(width, width + total - prompt)] if right else list(range(width_all - total, width_all))
+    )
     one = tensor[row]
     return one[:, columns][:, :, columns] if site.endswith("pattern") else one[columns]
 
@@ -303,105 +308,4 @@ def _closed(context: Context, scene: Scene) -> None:
     lens = context.backend(model, tokenizer)
     lens.close()
     lens.close()
-    _expect(ClosedError, lambda: lens.run(scene.inputs), "closed")
-
-
-# ---- any nn.Module
-
-
-class _Twice(nn.Module):
-    """One linear layer that runs three times, and returns a tuple and a dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.again = nn.Linear(6, 6, dtype=torch.float64)
-        self.pair = _Pair()
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        for _ in range(3):
-            x = self.again(x).tanh()
-        left, rest = self.pair(x)
-        return {"sum": left + rest["right"], "left": left}
-
-
-class _Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return x * 2, {"right": x * 3}
-
-
-def _small_mlp(inplace: bool = False) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        layers = [nn.Linear(5, 7, dtype=torch.float64), nn.ReLU(inplace=inplace), nn.Linear(7, 3, dtype=torch.float64)]
-    return nn.Sequential(*layers)
-
-
-X = torch.linspace(-2, 2, 20, dtype=torch.float64).reshape(4, 5)
-
-
-def _mlp(context: Context) -> None:
-    model = _small_mlp()
-    with context.backend(model) as lens:
-        run = lens.run(X, capture=["module:1:output", "module:0:input"])
-        hidden = model[0](X).relu()
-        assert torch.allclose(run["module:1:output"], hidden, atol=1e-12)
-        assert torch.equal(run["module:0:input"], X)
-        value = torch.arange(8, dtype=torch.float64).reshape(4, 2)
-        edited = lens.run(X, edits=[replace("module:1:output", value, units=[0, 3])])
-        hidden[:, [0, 3]] = value
-        assert torch.allclose(edited.output, model[2](hidden), atol=1e-12), "an edit of two units did not arrive"
-
-
-def _relu_in_place(context: Context) -> None:
-    model = _small_mlp(inplace=True)
-    with context.backend(model) as lens:
-        run = lens.run(X, capture=["module:0:output"])
-        want = nn.functional.linear(X, model[0].weight, model[0].bias)  # type: ignore[arg-type]
-        assert want.min() < 0, "vacuous: nothing for the ReLU to overwrite"
-        assert torch.allclose(run["module:0:output"], want, atol=1e-12), "the capture was overwritten in place"
-
-
-def _runs_three_times(context: Context) -> None:
-    model = _Twice()
-    with context.backend(model) as lens:
-        run = lens.run(X.repeat(1, 2)[:, :6], capture=[f"module:again:output#{i}" for i in range(3)])
-        x = X.repeat(1, 2)[:, :6]
-        for i in range(3):
-            want = model.again(x)
-            assert torch.allclose(run[f"module:again:output#{i}"], want, atol=1e-12), f"call {i}"
-            x = want.tanh()
-        _expect(SiteError, lambda: lens.run(X.repeat(1, 2)[:, :6], capture="module:again:output"), "#0")
-        edited = lens.run(X.repeat(1, 2)[:, :6], edits=[zero("module:again:output#2")])
-        assert not edited.output["sum"].any(), "an edit of the third call did not arrive"
-
-
-def _tuples_and_dicts(context: Context) -> None:
-    model = _Twice()
-    x = X.repeat(1, 2)[:, :6]
-    plain = model(x)
-    with context.backend(model) as lens:
-        run = lens.run(x, capture=["module:pair:output[1].right", "module:pair:output[0]", "module:pair:output"])
-        assert torch.allclose(run["module:pair:output[0]"] * 1.5, run["module:pair:output[1].right"], atol=1e-12)
-        assert torch.equal(run["module:pair:output"][1]["right"], run["module:pair:output[1].right"])
-        edited = lens.run(x, edits=[zero("module:pair:output[1].right")])
-        assert torch.allclose(edited.output["sum"], plain["left"], atol=1e-12), "an edit inside a tuple did not arrive"
-        _expect(CrosslensError, lambda: lens.run(x, edits=[zero("module:pair:output")]), "module:pair:output")
-
-
-def _module_gradients(context: Context) -> None:
-    model = _small_mlp()
-    with context.backend(model) as lens:
-        got = lens.gradients(X, ["module:1:output"], lambda out: out[:, 1])["module:1:output"]
-        want = model[2].weight[1].expand(4, 7)  # type: ignore[index,operator]
-        assert torch.allclose(got, want, atol=1e-12), "gradient of a linear layer is its weight"
-
-
-def _expect(kind: type[Exception], call: Callable[[], Any], text: str) -> None:
-    try:
-        call()
-    except kind as error:
-        assert text in str(error), f"the error does not mention {text!r}: {error}"
-        return
-    raise AssertionError(f"no {kind.__name__} was raised")
+    expect(ClosedError, lambda: lens.run(scene.inputs), "closed")

@@ -338,9 +338,7 @@ def _frequencies(model: nn.Module, config: Any, family: str, islands: str | None
     defined = rotary_frequencies(rope["rope_theta"], dim)
     held = [b for name, b in model.named_buffers() if name.rpartition("rotary_emb.")[2] == "inv_freq"]
     if len(held) != 1 or held[0].shape != defined.shape:
-        raise ModelError(
-            f"the model does not hold one table of {dim // 2} rotary frequencies, as its config says"
-        )
+        raise ModelError(f"the model does not hold one table of {dim // 2} rotary frequencies, as its config says")
     table = held[0].detach().to(torch.float64, copy=True)
     # 2^-8 is the rounding of bfloat16: a model that was cast as a whole has had its table cast too.
     if not torch.allclose(table.cpu(), defined, rtol=2**-8, atol=0):
@@ -358,8 +356,7 @@ def _refuse_config(config: Any, family: str) -> None:
     activation = option("activation_function" if family == "gpt2" else "hidden_act")
     refused = {
         f"activation {activation!r} (known: {', '.join(ACTIVATIONS)})": activation not in ACTIVATIONS,
-        f"rope_parameters={rope} (only rope_type 'default')": family != "gpt2"
-        and rope.get("rope_type") != "default",
+        f"rope_parameters={rope} (only rope_type 'default')": family != "gpt2" and rope.get("rope_type") != "default",
         "sliding_window": option("sliding_window") is not None,
         "attention_chunk_size": option("attention_chunk_size") is not None,
         "layer_types": any(kind != "full_attention" for kind in option("layer_types") or ()),

@@ -22,9 +22,7 @@ from crosslens.adapters.inspector import Inspector
 from .models import tiny_model
 from .oracle import Oracle, OracleRun
 
-Promise = Literal[
-    "right", "owned", "order-free", "batch-invariant", "positions", "refuses", "no-trace", "not-alone"
-]
+Promise = Literal["right", "owned", "order-free", "batch-invariant", "positions", "refuses", "no-trace", "not-alone"]
 Status = Literal["passed", "failed", "xfailed", "xpassed"]
 Padding = Literal["none", "left", "right"]
 
@@ -61,7 +59,9 @@ class Context:
     """
 
     def __init__(self, backend: type[Inspector], gated: bool = True) -> None:
-        self.backend = backend if gated else type(backend.__name__, (backend,), {"unsupported": {}})
+        self.backend: type[Inspector] = backend
+        if not gated:
+            self.backend = type(backend.__name__, (backend,), {"unsupported": {}})
         self._open: dict[int, Inspector] = {}
 
     @cached_property
@@ -235,7 +235,9 @@ class Scene:
 
     def assert_close(self, got: Tensor, want: Tensor, site: str, what: str = "") -> None:
         """Equal to the oracle at every real token, up to noise; shape and dtype are the site's."""
-        assert tuple(got.shape) == tuple(want.shape), f"{what or site}: shape {tuple(got.shape)}, must be {tuple(want.shape)}"
+        assert tuple(got.shape) == tuple(want.shape), (
+            f"{what or site}: shape {tuple(got.shape)}, must be {tuple(want.shape)}"
+        )
         assert got.dtype == self.dtype, f"{what or site}: dtype {got.dtype}, must be {self.dtype}"
         error, scale = self.error(got, want, site)
         assert error <= self.noise() * scale, (
@@ -255,3 +257,13 @@ def every(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     for axis in axes:
         out = [(*head, item) for head in out for item in axis]
     return out
+
+
+def expect(kind: type[Exception], call: Callable[[], Any], text: str) -> None:
+    """Assert that the call raises an error of that kind which mentions the text."""
+    try:
+        call()
+    except kind as error:
+        assert text in str(error), f"the error does not mention {text!r}: {error}"
+        return
+    raise AssertionError(f"no {kind.__name__} was raised")

@@ -82,9 +82,7 @@ def tiny_model(
     config = AutoConfig.for_model(family, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attn_implementation
-            )
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         except (ValueError, ImportError) as error:
             raise InputError(
                 f"attention implementation {attn_implementation!r} cannot be used with {family}: {error}"

@@ -119,9 +119,7 @@ class Oracle:
         At padding the result is finite and means nothing. Raises InputError, SiteError or EditError.
         """
         tokens, mask = self._check_inputs(input_ids, attention_mask)
-        return self._run(
-            tokens, _Layout.of(mask, prompt=tokens.shape[1], steps=1), mask, edits, requires_grad
-        )
+        return self._run(tokens, _Layout.of(mask, prompt=tokens.shape[1], steps=1), mask, edits, requires_grad)
 
     def gradients(
         self,
@@ -192,11 +190,7 @@ class Oracle:
                 f"not {input_ids.dtype} of shape {tuple(input_ids.shape)}"
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if (
-            mask.shape != input_ids.shape
-            or not ((mask == 0) | (mask == 1)).all()
-            or not (mask == 1).any(1).all()
-        ):
+        if mask.shape != input_ids.shape or not ((mask == 0) | (mask == 1)).all() or not (mask == 1).any(1).all():
             raise InputError(
                 f"attention_mask must be 0 or 1, of shape {tuple(input_ids.shape)}, with a 1 in each row; "
                 f"its shape is {tuple(mask.shape)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,28 +104,31 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
         for mistake in mistakes(family):
             yield Check(
                 f"refuses/{mistake.name}/{family}", "refuses", (),
-                lambda c, s=scene, m=mistake: _refused(c, s, m), context,
+                partial(_refused, scene=scene, mistake=mistake), context,
             )  # fmt: skip
-        for name, act, kind, says in _in_generation():
+        for mistake in _in_generation():
             yield Check(
-                f"refuses/{name}/{family}", "refuses", ("generate", "generate.edit"),
-                lambda c, s=scene, m=Mistake(name, act, kind, says): _refused(c, s, m), context,
+                f"refuses/{mistake.name}/{family}", "refuses", ("generate", "generate.edit"),
+                partial(_refused, scene=scene, mistake=mistake), context,
             )  # fmt: skip
         yield Check(
             f"refuses/function-of-wrong-shape/{family}", "refuses", ("edit.apply",),
-            lambda c, s=scene: _bad_function(c, s), context,
+            partial(_bad_function, scene=scene), context,
         )  # fmt: skip
 
 
-def _in_generation() -> list[tuple[str, Callable[[Inspector], Any], type[CrosslensError], tuple[str, ...]]]:
+def _in_generation() -> list[Mistake]:
     def generate(edit: Edit, new: int = 3) -> Callable[[Inspector], Any]:
         return lambda lens: lens.generate(IDS, max_new_tokens=new, edits=[edit])
 
+    none = Mistake("no-new-tokens", lambda lens: lens.generate(IDS, max_new_tokens=0), InputError, ("max_new_tokens",))
     return [
-        ("position-never-generated", generate(zero(R, positions=[6])), EditError, (R, "position 6", "generated")),
-        ("step-never-taken", generate(zero(R, steps=[3])), EditError, (R, "step 3")),
-        ("value-for-every-position", generate(add(R, _value(2, 4, 32))), EditError, (R, "(2, 1, 32)")),
-        ("no-new-tokens", lambda lens: lens.generate(IDS, max_new_tokens=0), InputError, ("max_new_tokens",)),
+        none,
+        Mistake(
+            "position-never-generated", generate(zero(R, positions=[6])), EditError, (R, "position 6", "generated")
+        ),
+        Mistake("step-never-taken", generate(zero(R, steps=[3])), EditError, (R, "step 3")),
+        Mistake("value-for-every-position", generate(add(R, _value(2, 4, 32))), EditError, (R, "(2, 1, 32)")),
     ]
 
 
@@ -154,7 +158,11 @@ def _refused(context: Context, scene: Scene, mistake: Mistake) -> None:
 
 def _bad_function(context: Context, scene: Scene) -> None:
     """What a function returns is known only when it runs; it is refused there, and no result comes back."""
-    for fn, text in ((lambda p: None, "NoneType"), (lambda p: p[:, :1], "(2, 1, 32)"), (lambda p: p.float(), "float32")):
+    for fn, text in (
+        (lambda p: None, "NoneType"),
+        (lambda p: p[:, :1], "(2, 1, 32)"),
+        (lambda p: p.float(), "float32"),
+    ):
         try:
             context.lens(scene).run(IDS, edits=[apply(R, fn)])  # type: ignore[arg-type]
         except EditError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,23 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
     for family in families:
         for what, needs, act in (
             ("after-success", ("capture.residual", "edit.scale", "gradients", "generate"), _succeed),
-            ("after-exception-in-edit", ("edit.apply",), lambda lens, scene: _fail(lens, scene, _Oops)),
-            ("after-keyboard-interrupt", ("edit.apply",), lambda lens, scene: _fail(lens, scene, KeyboardInterrupt)),
+            ("after-exception-in-edit", ("edit.apply",), partial(_fail, kind=_Oops)),
+            (
+                "after-keyboard-interrupt",
+                ("edit.apply",),
+                partial(_fail, kind=KeyboardInterrupt),
+            ),
             ("after-exception-in-generation", ("generate.edit",), _fail_in_generation),
             ("after-exception-in-model", ("capture.residual",), _fail_in_model),
             ("without-close", ("capture.residual", "capture.pattern"), _never_closed),
         ):
             yield Check(
                 f"no-trace/{what}/{family}", "no-trace", needs,
-                lambda c, f=family, a=act: _residue(c, f, a), context,
+                partial(_residue, family=family, act=act), context,
             )  # fmt: skip
         yield Check(
             f"no-trace/dropout-and-random-state/{family}", "no-trace", ("capture.residual",),
-            lambda c, f=family: _random_state(c, f), context,
+            partial(_random_state, family=family), context,
         )  # fmt: skip
 
 
@@ -72,7 +77,7 @@ def snapshot(model: nn.Module, tokenizer: Any, inputs: dict[str, Tensor]) -> Sna
     found["inference mode"] = torch.is_inference_mode_enabled()
     found["torch random state"] = torch.get_rng_state()
     found["python random state"] = random.getstate()
-    found["numpy random state"] = np.random.get_state()[1].tolist()  # noqa: NPY002  the global state is the point
+    found["numpy random state"] = repr(np.random.get_state())
     found["default dtype"] = torch.get_default_dtype()
     found["warning filters"] = len(warnings.filters)
     with torch.no_grad():
@@ -90,7 +95,7 @@ def differences(before: Snapshot, after: Snapshot) -> list[str]:
     return sorted(changed)
 
 
-def _residue(context: Context, family: str, act: Callable[[Inspector, Scene], None]) -> None:
+def _residue(context: Context, family: str, act: Callable[..., None]) -> None:
     scene = Scene(family, torch.float64)
     model, tokenizer = context.fresh(family, attention="sdpa")
     fired: list[int] = []
@@ -157,7 +162,7 @@ def _fail_in_model(lens: Inspector, scene: Scene) -> None:
         if armed[0]:
             raise _Oops("inside the model")
 
-    handle = lens.model.lm_head.register_forward_hook(explode)  # type: ignore[union-attr,operator]
+    handle = lens.model.get_submodule("lm_head").register_forward_hook(explode)
     with type(lens)(lens.model, lens.tokenizer) as second:  # opened with the hook there, as a shadow would see it
         try:
             second.run(scene.inputs, capture=["blocks.0.resid_post"])

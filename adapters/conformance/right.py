@@ -11,9 +11,9 @@ from torch import Tensor
 
 from crosslens.adapters.capabilities import capture_capability
 from crosslens.adapters.edits import Edit, add, apply, replace, scale, zero
-from crosslens.adapters.sites import BLOCK_AXES, GLOBAL_AXES
+from crosslens.adapters.sites import BLOCK_AXES
 
-from .kit import FAMILIES, Check, Context, Scene
+from .kit import FAMILIES, Check, Context, Promise, Scene
 
 LAYER = 1  # of three: there is something before it and something after it
 OPERATIONS = (
@@ -47,7 +47,7 @@ def sites_of(family: str) -> list[str]:
 def _of_scene(context: Context, common: Scene) -> Iterator[Check]:
     scene, eager = common, dataclasses.replace(common, arithmetic="eager")
     padding = () if scene.padding == "none" else (f"padding.{scene.padding}",)
-    promise = "right" if scene.padding == "none" else "batch-invariant"
+    promise: Promise = "right" if scene.padding == "none" else "batch-invariant"
 
     def check(what: str, needs: tuple[str, ...], body: Callable[[Context], None]) -> Check:
         return Check(f"{promise}/{what}/{scene.id}", promise, (*needs, *padding), body, context)
@@ -66,7 +66,7 @@ def _of_scene(context: Context, common: Scene) -> Iterator[Check]:
         for operation in OPERATIONS:
             kind, _, selections = operation.partition(".")
             chosen = selections.split("+") if selections else []
-            if "heads" in chosen and not local.startswith("attn.") or local == "attn.out" and "heads" in chosen:
+            if ("heads" in chosen and not local.startswith("attn.")) or (local == "attn.out" and "heads" in chosen):
                 chosen.remove("heads")
                 if not chosen:
                     continue
@@ -93,7 +93,9 @@ def make_edit(scene: Scene, site: str, kind: str, chosen: Sequence[str]) -> Edit
     size = 2 * whole.square().mean().sqrt()
     value = (torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * size).to(scene.dtype)
     if site.endswith("pattern") and scene.mask is not None and "units" not in chosen:
-        value = value * scene.mask[selection.get("rows", slice(None)), None, None].to(scene.dtype)  # no weight on padding
+        value = value * scene.mask[selection.get("rows", slice(None)), None, None].to(
+            scene.dtype
+        )  # no weight on padding
     if kind in ("replace", "add"):
         return {"replace": replace, "add": add}[kind](site, value, **selection)
     if kind == "scale":

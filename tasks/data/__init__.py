@@ -70,8 +70,9 @@ def read_prompts(path: Path = _FOLDER / "ioi-v1.json") -> Prompts:
     Raises:
         InputError: the file cannot be read, or a template lacks a slot or does not begin with a word before its names.
     """
+    text = _read(path)
     try:
-        content = json.loads(_read(path))
+        content = json.loads(text)
     except ValueError as error:
         raise InputError(f"{path}: {error}; it must be one JSON object") from error
     if not isinstance(content, dict) or not _is_list(content.get("templates")) or not _is_list(content.get("names")):

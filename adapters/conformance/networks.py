@@ -1,0 +1,119 @@
+"""Guarantees 1 and 2 on networks of no known family: `module:` sites of any `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from crosslens.adapters.edits import replace, zero
+from crosslens.adapters.errors import CrosslensError, SiteError
+
+from .kit import FAMILIES, Check, Context, expect
+
+
+def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Check]:
+    """Checks on small networks; families play no part."""
+
+    def module(what: str, needs: Sequence[str], body: Callable[[Context], None]) -> Check:
+        return Check(f"right/module/{what}", "right", tuple(needs), body, context)
+
+    yield module("mlp", ("capture.module", "edit.module", "edit.replace"), _mlp)
+    yield module("relu-in-place", ("capture.module",), _relu_in_place)
+    yield module("runs-three-times", ("capture.module", "edit.module"), _runs_three_times)
+    yield module("tuples-and-dicts", ("capture.module", "edit.module"), _tuples_and_dicts)
+    yield module("gradients", ("capture.module", "gradients"), _module_gradients)
+
+
+class _Twice(nn.Module):
+    """One linear layer that runs three times, and returns a tuple and a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.again = nn.Linear(6, 6, dtype=torch.float64)
+        self.pair = _Pair()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        for _ in range(3):
+            x = self.again(x).tanh()
+        left, rest = self.pair(x)
+        return {"sum": left + rest["right"], "left": left}
+
+
+class _Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return x * 2, {"right": x * 3}
+
+
+def _small_mlp(inplace: bool = False) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        layers = [
+            nn.Linear(5, 7, dtype=torch.float64),
+            nn.ReLU(inplace=inplace),
+            nn.Linear(7, 3, dtype=torch.float64),
+        ]
+    return nn.Sequential(*layers)
+
+
+X = torch.linspace(-2, 2, 20, dtype=torch.float64).reshape(4, 5)
+
+
+def _mlp(context: Context) -> None:
+    model = _small_mlp()
+    with context.backend(model) as lens:
+        run = lens.run(X, capture=["module:1:output", "module:0:input"])
+        hidden = model[0](X).relu()
+        assert torch.allclose(run["module:1:output"], hidden, atol=1e-12)
+        assert torch.equal(run["module:0:input"], X)
+        value = torch.arange(8, dtype=torch.float64).reshape(4, 2)
+        edited = lens.run(X, edits=[replace("module:1:output", value, units=[0, 3])])
+        hidden[:, [0, 3]] = value
+        assert torch.allclose(edited.output, model[2](hidden), atol=1e-12), "an edit of two units did not arrive"
+
+
+def _relu_in_place(context: Context) -> None:
+    model = _small_mlp(inplace=True)
+    with context.backend(model) as lens:
+        run = lens.run(X, capture=["module:0:output"])
+        want = nn.functional.linear(X, model[0].weight, model[0].bias)  # type: ignore[arg-type]
+        assert want.min() < 0, "vacuous: nothing for the ReLU to overwrite"
+        assert torch.allclose(run["module:0:output"], want, atol=1e-12), "the capture was overwritten in place"
+
+
+def _runs_three_times(context: Context) -> None:
+    model = _Twice()
+    with context.backend(model) as lens:
+        run = lens.run(X.repeat(1, 2)[:, :6], capture=[f"module:again:output#{i}" for i in range(3)])
+        x = X.repeat(1, 2)[:, :6]
+        for i in range(3):
+            want = model.again(x)
+            assert torch.allclose(run[f"module:again:output#{i}"], want, atol=1e-12), f"call {i}"
+            x = want.tanh()
+        expect(SiteError, lambda: lens.run(X.repeat(1, 2)[:, :6], capture="module:again:output"), "#0")
+        edited = lens.run(X.repeat(1, 2)[:, :6], edits=[zero("module:again:output#2")])
+        assert not edited.output["sum"].any(), "an edit of the third call did not arrive"
+
+
+def _tuples_and_dicts(context: Context) -> None:
+    model = _Twice()
+    x = X.repeat(1, 2)[:, :6]
+    plain = model(x)
+    with context.backend(model) as lens:
+        run = lens.run(x, capture=["module:pair:output[1].right", "module:pair:output[0]", "module:pair:output"])
+        assert torch.allclose(run["module:pair:output[0]"] * 1.5, run["module:pair:output[1].right"], atol=1e-12)
+        assert torch.equal(run["module:pair:output"][1]["right"], run["module:pair:output[1].right"])
+        edited = lens.run(x, edits=[zero("module:pair:output[1].right")])
+        assert torch.allclose(edited.output["sum"], plain["left"], atol=1e-12), "an edit inside a tuple did not arrive"
+        expect(CrosslensError, lambda: lens.run(x, edits=[zero("module:pair:output")]), "module:pair:output")
+
+
+def _module_gradients(context: Context) -> None:
+    model = _small_mlp()
+    with context.backend(model) as lens:
+        got = lens.gradients(X, ["module:1:output"], lambda out: out[:, 1])["module:1:output"]
+        want = model.get_parameter("2.weight")[1].expand(4, 7)
+        assert torch.allclose(got, want, atol=1e-12), "gradient of a linear layer is its weight"

@@ -1,0 +1,77 @@
+"""`crosslens check`: the conformance kit on the command line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from crosslens.adapters import InputError
+from crosslens.adapters.conformance import FAMILIES, conformance_checks
+from crosslens.tasks import models
+
+from .plan import known
+from .store import to_json
+
+_STATUSES = ("passed", "failed", "xfailed", "xpassed")
+
+
+def check_backend(name: str, model: Sequence[str], only: str | None, as_json: bool) -> bool:
+    """Run the checks of a backend and print what came of them; False if any failed.
+
+    Raises:
+        InputError: an unknown backend or model, or a filter that leaves nothing.
+        BackendNotInstalledError: the backend's library is missing.
+    """
+    checks = conformance_checks(name, _families(model)) if model else conformance_checks(name)
+    chosen = [check for check in checks if only is None or only in check.id]
+    if not chosen:
+        raise InputError(f"no check of {name!r} has {only!r} in its id; such an id is {checks[0].id!r}")
+    err = Console(stderr=True)
+    found: list[dict[str, Any]] = []
+    for check in track(chosen, description=name, console=err, transient=True, disable=not err.is_terminal):
+        outcome = check.run()
+        found.append(
+            {"id": check.id, "capability": check.capability, "status": outcome.status, "message": outcome.message}
+        )
+    bad = [entry for entry in found if entry["status"] in ("failed", "xpassed")]
+    counts = Counter(entry["status"] for entry in found)
+    if as_json:
+        summary = {status: counts[status] for status in _STATUSES}
+        print(to_json({"backend": name, "summary": summary, "checks": found}, indent=2))
+    else:
+        _print(name, found, bad, counts)
+    return not bad
+
+
+def _families(names: Sequence[str]) -> list[str]:
+    """The model families of tiny models that the kit has an oracle for."""
+    tiny = {entry.name: entry.family for entry in models() if entry.kind == "random" and entry.family in FAMILIES}
+    return [tiny[known("tiny model", name, tiny)] for name in dict.fromkeys(names)]
+
+
+def _print(name: str, found: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]], counts: Counter[str]) -> None:
+    console = Console()
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
+    grid.add_column("capability", no_wrap=True)
+    for status in _STATUSES:
+        grid.add_column(status, justify="right")
+    by_capability: dict[str, Counter[str]] = {}
+    for entry in found:
+        by_capability.setdefault(entry["capability"], Counter())[entry["status"]] += 1
+    for capability, row in by_capability.items():
+        style = "red" if row["failed"] or row["xpassed"] else ""
+        grid.add_row(capability, *(str(row[status] or "") for status in _STATUSES), style=style)
+    console.print(grid)
+    for entry in bad:
+        console.print(Text.assemble((f"{entry['status']} {entry['id']}", "red"), f"\n  {entry['message']}"))
+    total = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
+    console.print(Text(f"{name}: {total}", style="red" if bad else "green"))
+    if counts["xfailed"]:
+        console.print(Text("xfailed: not supported, as declared. xpassed: works although declared not to.", "dim"))

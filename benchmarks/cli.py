@@ -1,0 +1,176 @@
+"""The command line. What a command needs is imported when it runs: `crosslens --help` need not wait for PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="One Inspector interface over the interpretability libraries, and a benchmark of what each gets right and "
+    "what it costs.\n\n"
+    "  crosslens backends                       what is there and what it can do\n\n"
+    "  crosslens check hooks                    prove a backend against the oracle\n\n"
+    "  crosslens run --suite smoke              a first benchmark, in about a minute\n\n"
+    "  crosslens run --out runs/first           the default benchmark, on a real model\n\n"
+    "  crosslens tables runs/first --format md  its tables again",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+
+
+def main() -> None:
+    """Entry point of the console script; an error that crosslens raises on purpose is one line and exit status 2."""
+    try:
+        app(prog_name="crosslens")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        from crosslens.adapters import CrosslensError
+
+        if not isinstance(error, CrosslensError):
+            raise
+        Console(stderr=True).print(f"crosslens: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"crosslens {version('crosslens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of crosslens itself."""
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models known by name.
+
+    A folder that `save_pretrained` wrote and a Hugging Face id (ORG/NAME) can be named wherever a model can.
+    """
+    from .listing import list_models
+
+    list_models(as_json)
+
+
+@app.command()
+def backends(as_json: AsJson = False) -> None:
+    """List the backends, and what each says that it can do.
+
+    `crosslens check NAME` proves it.
+    """
+    from .listing import list_backends
+
+    list_backends(as_json)
+
+
+@app.command()
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks that `crosslens run` runs."""
+    from .listing import list_tasks
+
+    list_tasks(as_json)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A backend; `crosslens backends` lists them.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="A tiny model to check on, such as tiny-llama; may be repeated. [all]")
+    ] = None,
+    only: Annotated[str | None, typer.Option("-k", help="Run only the checks whose id contains this text.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a backend against the oracle, promise by promise.
+
+    What a backend says it cannot do must fail: if it passes, its table of capabilities is out of date, and that counts
+    as a failure too. Exit status 1 if anything fails.
+
+      crosslens check nnsight
+
+      crosslens check hooks --model tiny-gpt2 -k padding
+    """
+    from .checking import check_backend
+
+    if not check_backend(name, model or (), only, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Option(help="smoke: tiny model, about a minute. default. full: hours.")] = "default",
+    backend: Annotated[list[str] | None, typer.Option(help="May be repeated. [all that are installed]")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; your own is package.module:Class. [all]")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="May be repeated. [the suite's]")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Processes for each cell. [the suite's]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that a cell may take. [the suite's]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of cells and of samples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A new or empty folder. [runs/DATE-TIME]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run tasks through backends: is the result right, and what does it cost?
+
+    Each (backend, task, model) has a process of its own; a crash is a result, and the run goes on. Everything is
+    written to the folder as it finishes. Exit status 1 if a cell is wrong, vacuous or fails.
+
+      crosslens run --suite smoke
+
+      crosslens run --backend hooks --backend nnsight --task ioi --repeats 3 --out runs/ioi
+
+      crosslens run --model my-folder/my-model --task characters
+    """
+    from .commands import run_command
+
+    chosen = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    status = run_command(
+        suite,
+        backend=backend or (),
+        task=task or (),
+        model=model or (),
+        repeats=repeats,
+        timeout=timeout,
+        seed=seed,
+        out=chosen,
+        as_json=as_json,
+    )
+    raise typer.Exit(status)
+
+
+@app.command()
+def tables(
+    folder: Annotated[Path, typer.Argument(help="Of a run.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="md, csv, latex or json, on stdout; writes nothing.")
+    ] = None,
+) -> None:
+    """Print the tables of a run again, from its raw figures, and write them to its `tables` folder.
+
+    crosslens tables runs/first
+
+    crosslens tables runs/first --format latex > table.tex
+    """
+    from .commands import tables_command
+
+    tables_command(folder, form)
+
+
+if __name__ == "__main__":
+    main()

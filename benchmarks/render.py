@@ -1,0 +1,156 @@
+"""Tables as Markdown, CSV, LaTeX, JSON, and on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from crosslens.adapters import InputError
+
+from .store import to_json
+from .tables import COLUMNS, Row, Table, cell_text
+
+_WIDE = 112  # columns of a terminal that has room for every column
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """One section a table; notes below."""
+    parts = []
+    for table in tables:
+        rows = [[cell_text(row, column).replace("|", "\\|") for column in COLUMNS] for row in table.rows]
+        heads = [column.header for column in COLUMNS]
+        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+        lines = [_line(heads, widths), _line([_rule(c.align, w) for c, w in zip(COLUMNS, widths, strict=True)], widths)]
+        lines += [_line(row, widths) for row in rows]
+        finding = f"**Finding:** {table.finding}\n\n" if table.finding else ""
+        notes = "\n".join(f"- {note}" for note in table.notes)
+        parts.append(f"## {table.title}\n\n" + "\n".join(lines) + f"\n\n{finding}{notes}\n")
+    return "\n".join(parts)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cell.ljust(width) if column.align == "left" else cell.rjust(width)
+        for cell, width, column in zip(cells, widths, COLUMNS, strict=True)
+    ]
+    return "| " + " | ".join(padded) + " |"
+
+
+def _rule(align: str, width: int) -> str:
+    return "-" * width if align == "left" else "-" * (width - 1) + ":"
+
+
+def comma_separated(tables: Sequence[Table]) -> str:
+    """Every figure, unrounded, of all tables in one; units are in the names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(_flat(tables[0], tables[0].rows[0])) if tables else [], lineterminator="\n")
+    writer.writeheader()
+    for table in tables:
+        writer.writerows(_flat(table, row) for row in table.rows)
+    return text.getvalue()
+
+
+def _flat(table: Table, row: Row) -> dict[str, Any]:
+    flat: dict[str, Any] = {"task": table.task, "model": table.model}
+    for entry in fields(row):
+        value = getattr(row, entry.name)
+        if entry.name == "ratio":
+            flat["ratio"] = None if value is None else value.value
+            flat["ratio_low"] = None if value is None else value.low
+            flat["ratio_high"] = None if value is None else value.high
+        else:
+            flat[entry.name] = value
+    return flat
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """A booktabs table each."""
+    parts = []
+    for table in tables:
+        align = "".join(column.align[0] for column in COLUMNS)
+        head = " & ".join(_escaped(column.header) for column in COLUMNS)
+        rows = [" & ".join(_escaped(cell_text(row, column)) for column in COLUMNS) + r" \\" for row in table.rows]
+        body = "\n".join([rf"\begin{{tabular}}{{{align}}}", r"\toprule", head + r" \\", r"\midrule", *rows])
+        notes = "\n".join(f"% {note}" for note in table.notes)
+        parts.append(f"% {table.title}\n{body}\n\\bottomrule\n\\end{{tabular}}\n{notes}\n")
+    return "\n".join(parts)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"[&%$#_{}~^\\]", lambda match: _LATEX[match[0]], text)
+
+
+def as_json(tables: Sequence[Table]) -> str:
+    """Every figure, unrounded, with findings and notes."""
+    return to_json(data(tables), indent=2)
+
+
+def data(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """What `as_json` writes."""
+    return [asdict(table) for table in tables]
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "md": markdown,
+    "csv": comma_separated,
+    "latex": latex,
+    "json": as_json,
+}
+
+
+def write(tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Write each table to `folder` as Markdown and as CSV; returns the files.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    files = []
+    try:
+        folder.mkdir(exist_ok=True)
+        for table in tables:
+            for suffix, form in (("md", markdown), ("csv", comma_separated)):
+                path = folder / f"{table.name}.{suffix}"
+                part = path.with_name(f".{path.name}.part")
+                part.write_text(form([table]), encoding="utf-8")
+                os.replace(part, path)
+                files.append(path)
+    except OSError as error:
+        raise InputError(f"the tables cannot be written to {folder}: {error}; --format prints them instead") from error
+    return files
+
+
+def show(console: Console, tables: Sequence[Table]) -> None:
+    """Print tables, each with its finding and notes."""
+    columns = [column for column in COLUMNS if not column.wide or console.width >= _WIDE]
+    for table in tables:
+        grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+        for column in columns:
+            whole = column.key in ("backend", "ratio")
+            grid.add_column(column.header, justify=column.align, no_wrap=whole, vertical="bottom")
+        for row in table.rows:
+            cells = [Text(cell_text(row, column)) for column in columns]
+            style = "" if row.result == "right" else "dim" if row.result in ("", "skipped", "not run") else "yellow"
+            grid.add_row(*cells, style=style)
+        console.print(Text(f"\n{table.title}\n", style="bold"))
+        console.print(grid)
+        if table.finding:
+            console.print(Text.assemble(("\nFinding: ", "bold"), table.finding))
+        for note in table.notes:
+            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))

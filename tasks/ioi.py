@@ -1,0 +1,287 @@
+"""Indirect object identification: which layer and position carry the name that decides the answer?
+
+Two prompts differ in one name: after "When Mary and John went to the store, John gave a drink to" comes Mary; with Mary
+in John's second place comes John. Activation patching puts what the clean prompt has in the residual stream, at one layer and
+position, into the corrupted one, and asks how much of the clean answer comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from crosslens.adapters import Inspector, InputError, replace
+from crosslens.adapters.architectures import describe
+
+from . import data
+from .base import Progress, Result, Score, Size, Task
+from .effects import rank_agreement, rounding
+
+PAIRS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 8})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clean and a corrupted prompt of equal length.
+
+    Attributes:
+        id: of the template.
+        clean, corrupt: (1, pos) token ids.
+        answers: token ids of what comes next, in the clean and in the corrupted prompt.
+        changed: positions at which the prompts differ: one, where the tokenizer has a token for each name.
+        tokens: the corrupted prompt, token by token.
+    """
+
+    id: str
+    clean: Tensor
+    corrupt: Tensor
+    answers: tuple[int, int]
+    changed: list[int]
+    tokens: list[str]
+
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The prompts.
+
+    Attributes:
+        pairs: of prompts.
+        sites: names of every block's `resid_post`, in order of execution.
+    """
+
+    pairs: list[Pair]
+    sites: list[str]
+
+
+class IOI(Task):
+    """Result, with NaN at positions that a shorter pair lacks:
+
+    recovered (pair, layer, position): (patched - corrupt) / (clean - corrupt), where each is the logit of the clean
+        answer minus that of the corrupted one at the last position: 0, the patch does nothing; 1, it restores the answer.
+    clean, corrupt (pair,): those logit differences of the prompts themselves.
+    scale (pair,): largest logit at the last position of the clean prompt, the measure of rounding.
+    """
+
+    name: ClassVar[str] = "ioi"
+    question: ClassVar[str] = "At which layer and position does the residual stream carry the name that decides the answer?"
+    source: ClassVar[str] = "activation patching: Meng et al. 2022, arXiv:2202.05262; the task: Wang et al. 2022, arXiv:2211.00593"
+    needs: ClassVar[tuple[str, ...]] = ("capture.residual", "edit.replace", "edit.rows", "edit.positions")
+    least_effect: ClassVar[float] = 10.0
+    """The prompts' logit differences must be this many times what rounding can do apart."""
+
+    def prepare(self, model: nn.Module, tokenizer: Any, *, size: Size) -> Work:
+        """One pair of prompts for each of the first templates, with names that are single tokens where there are such.
+
+        Raises:
+            InputError: no tokenizer, or a model without canonical sites.
+        """
+        if tokenizer is None:
+            raise InputError("task 'ioi' needs the model's tokenizer")
+        architecture = describe(model)
+        if architecture.family is None:
+            raise InputError(f"task 'ioi' needs a language model of a known family, not {type(model).__name__}")
+        prompts = data.read_prompts()
+        names = _alike(tokenizer, prompts.names)
+        pairs = [
+            _pair(tokenizer, key, template, names[2 * i % len(names)], names[(2 * i + 1) % len(names)])
+            for i, (key, template) in enumerate(list(prompts.templates.items())[: PAIRS[size]])
+        ]
+        return Work(pairs, [s.name for s in architecture.sites.canonical.values() if s.local == "resid_post"])
+
+    def run(self, lens: Inspector, work: Work, progress: Progress | None = None) -> Result:
+        """One forward a layer: row p of the batch is the corrupted prompt, patched at position p."""
+        out = _Figures(work)
+        for i, pair in enumerate(work.pairs):
+            clean = lens.run(pair.clean, capture=work.sites)
+            out.prompts(i, clean.logits, lens.run(pair.corrupt).logits)
+            batch = pair.corrupt.repeat(pair.length, 1)
+            for layer, site in enumerate(work.sites):
+                value = clean[site]
+                edits = [
+                    replace(site, value[:, p : p + 1], rows=[p], positions=[p]) for p in range(pair.length)
+                ]
+                out.patched(i, layer, lens.run(batch, edits=edits).logits)
+                if progress:
+                    progress(i * len(work.sites) + layer + 1, len(work.pairs) * len(work.sites))
+        return out.result
+
+    def reference(self, model: nn.Module, work: Work, progress: Progress | None = None) -> Result:
+        """By the float64 oracle, from the first position at which the prompts differ.
+
+        Before it a causal model has the same residual stream in both: the patch replaces a value by itself, and what is
+        recovered is 0 by definition.
+        """
+        from crosslens.adapters.conformance.oracle import Oracle
+
+        oracle = Oracle(model)
+        out = _Figures(work)
+        for i, pair in enumerate(work.pairs):
+            clean = oracle.run(pair.clean)
+            out.prompts(i, clean.logits, oracle.run(pair.corrupt).logits)
+            first = pair.changed[0]
+            batch = pair.corrupt.repeat(pair.length - first, 1)
+            for layer, site in enumerate(work.sites):
+                value = clean.sites[site]
+                edits = [
+                    replace(site, value[:, p : p + 1], rows=[p - first], positions=[p])
+                    for p in range(first, pair.length)
+                ]
+                out.patched(i, layer, oracle.run(batch, edits=edits).logits)
+                if progress:
+                    progress(i * len(work.sites) + layer + 1, len(work.pairs) * len(work.sites))
+        return out.result
+
+    def score(self, result: Result, reference: Result, work: Work, dtype: str) -> Score:
+        """Errors and noise are those of logit differences, relative to the largest logit of the pair."""
+        noise = rounding(dtype)
+        gap = np.abs(reference["clean"] - reference["corrupt"])
+        units = {"recovered": (gap / reference["scale"])[:, None, None], "clean": 1 / reference["scale"]}
+        units["corrupt"] = units["clean"]
+        absolute, relative = 0.0, 0.0
+        for name, unit in units.items():
+            error = np.abs(result[name] - reference[name])
+            error = np.where(np.isnan(result[name]) & np.isnan(reference[name]), 0.0, error)
+            error = np.where(np.isnan(error), np.inf, error)
+            absolute, relative = max(absolute, float(error.max())), max(relative, float((error * unit).max()))
+        # what rounding leaves of a patch without effect has no rank
+        level = noise / units["recovered"]
+        maps = [np.where(np.abs(r["recovered"]) > level, r["recovered"], 0.0) for r in (result, reference)]
+        return Score(
+            max_abs_error=absolute,
+            max_rel_error=relative,
+            rank_agreement=rank_agreement(*maps),
+            effect=float((gap / reference["scale"]).min()) / noise,
+            noise=noise,
+            right=relative <= noise,
+        )
+
+    def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
+        """One patched forward: the corrupted prompt, with the clean residual stream of the middle layer at its end."""
+        pair, site = work.pairs[0], work.sites[len(work.sites) // 2]
+        value = lens.run(pair.clean, capture=site)[site][:, -1:]
+        return lambda: lens.run(pair.corrupt, edits=[replace(site, value, positions=[-1])])
+
+    def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
+        ids = work.pairs[0].corrupt.to(next(model.parameters()).device)
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return model(input_ids=ids, use_cache=False)
+
+        return forward
+
+    def table(self, result: Result, work: Work) -> pd.DataFrame:
+        """One row for each (pair, layer, position): the token there, whether it differs, and what is recovered."""
+        return pd.DataFrame(
+            [
+                {
+                    "pair": pair.id,
+                    "layer": layer,
+                    "position": position,
+                    "token": pair.tokens[position],
+                    "changed": position in pair.changed,
+                    "recovered": float(result["recovered"][i, layer, position]),
+                }
+                for i, pair in enumerate(work.pairs)
+                for layer in range(len(work.sites))
+                for position in range(pair.length)
+            ]
+        )
+
+    def headline(self, result: Result, work: Work) -> str:
+        at_name, at_end = curves(result, work)
+        pair = work.pairs[0]
+        name = f"the changed name ({pair.tokens[pair.changed[0]]!r}, position {pair.changed[0]} of {pair.length})"
+        later = np.flatnonzero(at_end > at_name)
+        if not len(later):
+            return f"the answer stays at {name} through all {len(at_end)} layers"
+        return f"the answer moves from {name} to the last position around layer {later[0]} of {len(at_end)}"
+
+
+def curves(result: Result, work: Work) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(layer,) recovered at the changed name, and at the last position; means over pairs.
+
+    Where the name is several tokens, its strongest position counts.
+    """
+    maps = result["recovered"]
+    at_name = np.mean([maps[i][:, pair.changed].max(axis=1) for i, pair in enumerate(work.pairs)], axis=0)
+    at_end = np.mean([maps[i][:, pair.length - 1] for i, pair in enumerate(work.pairs)], axis=0)
+    return at_name, at_end
+
+
+class _Figures:
+    """Gathers the result, pair by pair."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._ends = np.full(len(work.pairs), np.nan)
+        pairs = len(work.pairs)
+        shape = (pairs, len(work.sites), max(pair.length for pair in work.pairs))
+        self.result = {name: np.full(pairs, np.nan) for name in ("clean", "corrupt", "scale")}
+        self.result["recovered"] = np.full(shape, np.nan)
+
+    def prompts(self, i: int, clean: Tensor, corrupt: Tensor) -> None:
+        """Logits (1, pos, d_vocab) of both prompts of pair i."""
+        self.result["clean"][i] = self._difference(i, clean)[0]
+        self.result["corrupt"][i] = self._difference(i, corrupt)[0]
+        self.result["scale"][i] = float(clean[0, -1].abs().max())
+
+    def patched(self, i: int, layer: int, logits: Tensor) -> None:
+        """Logits (n, pos, d_vocab), one row for each of the last n positions of the prompt, patched there."""
+        clean, corrupt = self.result["clean"][i], self.result["corrupt"][i]
+        end = self._work.pairs[i].length
+        found = self.result["recovered"][i, layer]
+        found[:end] = 0.0
+        found[end - len(logits) : end] = (self._difference(i, logits) - corrupt) / (clean - corrupt)
+
+    def _difference(self, i: int, logits: Tensor) -> NDArray[np.float64]:
+        right, wrong = self._work.pairs[i].answers
+        last = logits[:, -1].double()
+        return (last[:, right] - last[:, wrong]).cpu().numpy()
+
+
+def _alike(tokenizer: Any, names: tuple[str, ...]) -> list[str]:
+    """The names that take as few tokens as two of them can: one, for tokenizers with a token for each name."""
+    bare = len(tokenizer("and")["input_ids"])
+    by_length: dict[int, list[str]] = {}
+    for name in names:
+        by_length.setdefault(len(tokenizer(f"and {name}")["input_ids"]) - bare, []).append(name)
+    return next(alike for _, alike in sorted(by_length.items()) if len(alike) > 1)
+
+
+def _pair(tokenizer: Any, key: str, template: str, first: str, second: str) -> Pair:
+    clean, answer = _prompt(tokenizer, template.format(A=first, B=second, S=second), first, second)
+    corrupt, other = _prompt(tokenizer, template.format(A=first, B=second, S=first), second, first)
+    changed = [p for p, (a, b) in enumerate(zip(clean, corrupt, strict=False)) if a != b]
+    if len(clean) != len(corrupt) or not changed:
+        raise InputError(
+            f"task 'ioi', prompt {key!r}: the tokenizer writes {first!r} and {second!r} with {len(clean)} and {len(corrupt)} "
+            "tokens in the same sentence, so that they cannot be exchanged"
+        )
+    tokens = [tokenizer.decode([token]) for token in corrupt]
+    return Pair(key, torch.tensor([clean]), torch.tensor([corrupt]), (answer, other), changed, tokens)
+
+
+def _prompt(tokenizer: Any, text: str, right: str, wrong: str) -> tuple[list[int], int]:
+    """The tokens that the text has in common before either answer, and the token with which the right one begins.
+
+    Where names of several tokens begin alike, the prompt goes on to where they part.
+    """
+    ids, other = (list(tokenizer(f"{text} {name}")["input_ids"]) for name in (right, wrong))
+    parts = next((p for p, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), None)
+    if parts is None:
+        raise InputError(f"task 'ioi': the tokenizer writes {right!r} and {wrong!r} alike after {text!r}")
+    return ids[:parts], ids[parts]
