@@ -51,17 +51,17 @@ test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 # mypy cannot see through an editable install, so it reads a real one, made anew each time from a copy: nothing
-# stale is checked, and nothing is built inside the tree.
+# stale is checked, and nothing is built inside the tree. It runs there so that its paths are those of the tree.
 lint: $(READY)
-	@echo "lint: ruff check"
-	@$(BIN)/ruff check --quiet
-	@echo "lint: ruff format"
-	@$(BIN)/ruff format --check --quiet || { echo "lint: not formatted, see make format:"; $(BIN)/ruff format --check; }
+	@echo "lint: ruff"
+	@$(BIN)/ruff check --output-format concise
+	@$(BIN)/ruff format --check
 	@echo "lint: mypy on the installed package"
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/source
 	@cp -R pyproject.toml README.md LICENSE adapters tasks benchmarks $(TYPED)/source
 	@$(PIP) --no-deps --target $(TYPED)/installed $(TYPED)/source
-	@MYPYPATH=$(TYPED)/installed $(BIN)/mypy -p crosslens.adapters -p crosslens.tasks -p crosslens.benchmarks
+	@cd $(TYPED)/installed/crosslens && MYPYPATH=.. "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" \
+	    --cache-dir "$(CURDIR)/.mypy_cache" -p crosslens.adapters -p crosslens.tasks -p crosslens.benchmarks
 
 format: $(READY)
 	@$(BIN)/ruff check --fix

@@ -178,7 +178,7 @@ def _visitors(probes: Iterable[Probe], wrapped: _Wrapped, dtype: torch.dtype) ->
                 return False
             name = probe.visits[0].site.name
             raise SiteError(
-                f"site {name!r} did not run in this forward: its module was not called, or not in the usual order"
+                f"site {name!r} did not run in this forward: its module was not called, or the forward stopped before it"
             ) from None
         new = context.run(probe, raw)
         if new is not raw:

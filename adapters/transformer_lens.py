@@ -16,10 +16,10 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .capabilities import Support
@@ -44,6 +44,7 @@ def _settings_kept() -> Iterator[None]:
 
 with _settings_kept():  # TransformerLens sets both when it is imported
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+    from transformer_lens.model_bridge import AttentionBridge, NormalizationBridge
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 HOOK_NAMES: Mapping[str, str] = {
@@ -66,12 +67,19 @@ HOOK_NAMES: Mapping[str, str] = {
 
 _REPLACED = Support(
     "upstream",
-    "TransformerLens replaces the modules of language models that it knows by its own, with hook points at fixed places; "
+    "TransformerLens replaces the modules of the models that it knows by its own, with hook points at fixed places; "
     "name a canonical site, or native:HOOK_NAME",
 )
 
 SINGLE_SOFTMAX = ("llama", "gpt_neox")
 """Families whose eager attention in Hugging Face takes its softmax in float32 whatever the dtype of the model."""
+
+
+class HookKey(NamedTuple):
+    """A hook point by its own name, and whether an edit there is made in place; it then has a hook of its own."""
+
+    name: str
+    shared: bool
 
 
 class TransformerLensInspector(Inspector):
@@ -89,85 +97,89 @@ class TransformerLensInspector(Inspector):
         architecture = _architecture(self.model)
         self._shadow = Shadow(self.model)
         module = self._shadow.module
-        module.config._attn_implementation = "eager"  # the additive mask that TransformerLens' attention wants
-        self._fused: list[_Fused] = []
+        module.config._attn_implementation = "eager"  # whose additive mask TransformerLens' attention takes
         with _settings_kept(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Hook alias .* did not resolve")  # of parts that this model lacks
+            warnings.filterwarnings("ignore", message="Hook alias .* did not resolve")  # of parts this model lacks
             self._bridge = build_bridge_from_module(
-                module, architecture, hf_config=module.config, post_adapter_hook=self._adjust
+                module, architecture, hf_config=module.config, post_adapter_hook=self._before_wrapping
             )
-        parts = self._bridge.modules()
+        parts: list[Any] = list(self._bridge.modules())
         self._wrapped = [(part, part.original_component) for part in parts if "_original_component" in part._modules]
+        self._attentions = [part for part in parts if isinstance(part, AttentionBridge)]
         self._points: dict[str, str] = {name: point.name or name for name, point in self._bridge.hook_dict.items()}
+        self._softmax_dtype: torch.dtype | None = None
+        if self.architecture.family is not None:
+            self._after_wrapping(parts)
 
     def _release(self) -> None:
-        del self._bridge, self._shadow, self._wrapped, self._fused
+        del self._bridge, self._shadow, self._wrapped, self._attentions
 
     def _locate(self, site: Site) -> Location:
         if site.kind == "module":
             raise self._refusal("capture.module", site)
         if site.kind == "native":
-            return Location((self._native(site), False))
+            return Location(HookKey(self._point(site, site.address), False))
         block = "" if site.layer is None else f"blocks.{site.layer}."
         shared = self.architecture.address(site).shared
-        return Location((self._points[block + HOOK_NAMES[site.local]], shared), shared=shared)
+        return Location(HookKey(self._point(site, block + HOOK_NAMES[site.local]), shared), shared=shared)
 
-    def _native(self, site: Site) -> str:
-        """The hook point's own name; aliases of one point become one key."""
-        name = site.address
+    def _point(self, site: Site, name: str) -> str:
+        """The hook point's own name, the same for all its aliases."""
         if name not in self._points:
             near = difflib.get_close_matches(name, self._points, n=3, cutoff=0.4) or list(self._points)[:3]
             shown = ", ".join(f"'native:{n}'" for n in near)
             raise SiteError(f"site {site.name!r}: TransformerLens has no hook {name!r} in this model; nearest: {shown}")
         try:
-            self._bridge.check_hooks_to_add(self._bridge.get_hook_point(name), name, lambda tensor, hook: None)
-        except ValueError as error:  # off by default, because it costs memory
+            self._bridge.check_hooks_to_add(self._bridge.get_hook_point(name), name, print)
+        except ValueError as error:
             raise SiteError(
-                f"site {site.name!r}: TransformerLens computes this hook only on request ({error}), and this backend "
-                "does not ask for it; name a site that is always computed"
+                f"site {site.name!r}: TransformerLens makes this tensor only on request, and this backend does not "
+                f"request it; name another ({error})"
             ) from None
         return self._points[name]
 
     def _forward(self, plan: Plan) -> Any:
-        self._sync()
+        self._sync(plan)
         kwargs = dict(plan.kwargs)
         if len(plan.args) > 1:
             raise InputError(f"inputs are {len(plan.args)} tensors; TransformerLens takes one: give the rest by name")
         tokens = plan.args[0] if plan.args else kwargs.pop("input_ids", None)
-        # A native edit at a shared hook point is TransformerLens' own, of one branch: it comes after the edit of both.
-        probes = sorted(plan.probes(), key=lambda probe: not cast(tuple[str, bool], probe.key)[1])
-        hooks = [(cast(tuple[str, bool], probe.key)[0], _hook(probe)) for probe in probes]
+        # A native edit at a shared hook point is TransformerLens' own, of one branch: it follows the edit of both.
+        probes = sorted(plan.probes(), key=lambda probe: not _key(probe).shared)
+        hooks = [(_key(probe).name, _hook(probe)) for probe in probes]
         try:
-            with _no_edit_discarded(probes):
+            with _no_edit_discarded(plan):
                 logits, cache = self._bridge.run_with_hooks(
                     tokens, fwd_hooks=hooks, return_type="logits_and_cache", **kwargs
                 )
-        finally:
-            self._forget()
+        finally:  # let go of what the bridge would keep until the next forward
+            for attention in self._attentions:
+                attention._pattern = None
+                if isinstance(attention.q.original_component, _Part):
+                    attention.q.original_component.fused.last = None
+        if silent := [probe.visits[0].site.name for probe in probes if not probe.calls]:
+            raise SiteError(f"site {silent[0]!r}: TransformerLens has this hook but never calls it in this model")
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
-    def _sync(self) -> None:
-        """Modes as the caller has them now: first the shadow's modules, then TransformerLens' around them."""
+    def _sync(self, plan: Plan) -> None:
+        """Take over modes as the caller has them now: the shadow's modules, then TransformerLens' around them."""
         self._shadow.sync()
         for part, original in self._wrapped:
             if part.training is not original.training:
                 part.training = original.training
+        if self.architecture.family is not None:
+            config: Any = self.model.config
+            eager = config._attn_implementation == "eager" or plan.needs(_is_pattern)
+            self._softmax_dtype = torch.float32 if eager and self.architecture.family.name in SINGLE_SOFTMAX else None
 
-    def _forget(self) -> None:
-        """Let go of activations that the bridge would keep until the next forward."""
-        for fused in self._fused:
-            fused.last = None
-        for part, _ in self._wrapped:
-            if getattr(part, "_pattern", None) is not None:
-                part._pattern = None
+    # ---- where TransformerLens would compute something else than the model
 
-    def _adjust(self, adapter: Any) -> None:
-        """Before wrapping: what TransformerLens would otherwise compute from copies, or leave out."""
-        family, config = self.architecture.family, adapter.cfg
+    def _before_wrapping(self, adapter: Any) -> None:
+        family = self.architecture.family
         if family is None:
             return
-        own = self.model.config
-        config.scale_attn_by_inverse_layer_idx = getattr(own, "scale_attn_by_inverse_layer_idx", False)
+        by_layer = getattr(self.model.config, "scale_attn_by_inverse_layer_idx", False)
+        adapter.cfg.scale_attn_by_inverse_layer_idx = by_layer
         query = family.blocks["attn.q"]
         if query.layout == "h d":
             return
@@ -176,12 +188,22 @@ class TransformerLensInspector(Inspector):
         projection = query.module.rpartition(".")[2]
 
         def split(attention: nn.Module) -> list[nn.Module]:
-            fused = _Fused(getattr(attention, projection))
-            self._fused.append(fused)
             _restore_dropout(attention)
+            fused = _Fused(getattr(attention, projection))
             return [_Part(fused, view) for view in views]
 
         adapter.component_mapping["blocks"].submodules["attn"].split_qkv_matrix = split
+
+    def _after_wrapping(self, parts: list[Any]) -> None:
+        for part in parts:
+            if isinstance(part, NormalizationBridge):
+                part.use_native_layernorm_autograd = True  # the model's own norm, where there would be a formula for it
+            if isinstance(part, AttentionBridge) and self._dtype == torch.float64:
+                part._masked_softmax = self._softmax
+
+    def _softmax(self, scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Attention of a float64 model, rounded to float32 where the model itself rounds, and only there."""
+        return torch.nn.functional.softmax(scores, dim=-1, dtype=self._softmax_dtype).to(scores.dtype)
 
 
 class _Fused:
@@ -222,7 +244,7 @@ def _restore_dropout(attention: Any) -> None:
         attention.c_proj.register_forward_hook(lambda module, args, output: attention.resid_dropout(output))
     rate = getattr(attention, "attention_dropout", None)
     if isinstance(rate, float):
-        attention.attention_dropout = lambda pattern: dropout(pattern, rate, attention.training)
+        attention.attention_dropout = lambda pattern: torch.nn.functional.dropout(pattern, rate, attention.training)
 
 
 def _architecture(model: nn.Module) -> str:
@@ -235,11 +257,17 @@ def _architecture(model: nn.Module) -> str:
                     "the root of d_head all the same; open another backend"
                 )
             return kind.__name__
-    near = difflib.get_close_matches(type(model).__name__, SUPPORTED_ARCHITECTURES, n=3, cutoff=0.4)
+    known = list(SUPPORTED_ARCHITECTURES)
+    near = difflib.get_close_matches(type(model).__name__, known, n=3, cutoff=0.4) or known[:3]
     raise UnsupportedError(
-        f"TransformerLens cannot wrap a {type(model).__name__}: it takes the Hugging Face models whose class it knows "
-        f"({', '.join([*near, '...'])}); open another backend, such as 'hooks', for any other module"
+        f"TransformerLens cannot wrap a {type(model).__name__}; it takes the Hugging Face models that it knows, such as "
+        f"{', '.join(near)}. Open another backend, such as 'hooks', for any other module"
     )
+
+
+def _key(probe: Probe) -> HookKey:
+    assert isinstance(probe.key, HookKey)
+    return probe.key
 
 
 def _hook(probe: Probe) -> Callable[..., Any]:
@@ -249,11 +277,15 @@ def _hook(probe: Probe) -> Callable[..., Any]:
     return hook
 
 
+def _is_pattern(site: Site) -> bool:
+    return site.local == "attn.pattern"
+
+
 @contextmanager
-def _no_edit_discarded(probes: list[Probe]) -> Iterator[None]:
+def _no_edit_discarded(plan: Plan) -> Iterator[None]:
     """TransformerLens only warns when it shows a hook what was used already; an edit there must not pass for one."""
-    native = next((v for p in probes for v in p.visits if v.late), None)
-    if native is None:
+    native = [visit.site.name for visit in plan.visits if visit.late]
+    if not native:
         yield
         return
     with warnings.catch_warnings():
@@ -261,4 +293,4 @@ def _no_edit_discarded(probes: list[Probe]) -> Iterator[None]:
         try:
             yield
         except UserWarning as warning:
-            raise UnsupportedError(f"edit at {native.site.name!r}: {warning}") from None
+            raise UnsupportedError(f"edit of {', '.join(map(repr, native))}: {warning}") from None

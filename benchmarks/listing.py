@@ -26,18 +26,19 @@ def list_models(as_json: bool) -> None:
     if as_json:
         print(to_json(found, indent=2))
         return
-    grid = _grid("model", "weights", "family", "layers", "parameters", "licence", "on this disk", "source")
+    grid = _grid("model", "family", "layers", "parameters", "licence", "cached", "weights")
     for entry in models():
         grid.add_row(
             entry.name,
-            "trained" if entry.kind == "real" else "random",
             entry.family,
             str(entry.layers),
             f"{entry.parameters:,}",
             entry.licence,
             "yes" if entry.cached else "no",
-            entry.source,
+            f"{'trained' if entry.kind == 'real' else 'random'}, {entry.source}",
         )
+    for column in grid.columns[:-1]:
+        column.no_wrap = True
     Console().print(grid)
 
 

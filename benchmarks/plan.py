@@ -51,7 +51,7 @@ class Suite:
 
 
 SUITES = {
-    "smoke": Suite(("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0),
+    "smoke": Suite(("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=3.0), 1, 120.0),
     "default": Suite((DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=12.0), 1, 1200.0),
     "full": Suite(None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0),
 }

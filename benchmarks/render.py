@@ -20,7 +20,7 @@ from rich.text import Text
 from crosslens.adapters import InputError
 
 from .store import to_json
-from .tables import COLUMNS, Row, Table, cell_text
+from .tables import COLUMNS, Column, Row, Table, cell_text
 
 _WIDE = 112  # columns of a terminal that has room for every column
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -35,7 +35,7 @@ def markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         rows = [[cell_text(row, column).replace("|", "\\|") for column in COLUMNS] for row in table.rows]
-        heads = [column.header for column in COLUMNS]
+        heads = [_one_line(column) for column in COLUMNS]
         widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
         lines = [_line(heads, widths), _line([_rule(c.align, w) for c, w in zip(COLUMNS, widths, strict=True)], widths)]
         lines += [_line(row, widths) for row in rows]
@@ -43,6 +43,10 @@ def markdown(tables: Sequence[Table]) -> str:
         notes = "\n".join(f"- {note}" for note in table.notes)
         parts.append(f"## {table.title}\n\n" + "\n".join(lines) + f"\n\n{finding}{notes}\n")
     return "\n".join(parts)
+
+
+def _one_line(column: Column) -> str:
+    return column.header.replace("\n", " ")
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -85,7 +89,7 @@ def latex(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         align = "".join(column.align[0] for column in COLUMNS)
-        head = " & ".join(_escaped(column.header) for column in COLUMNS)
+        head = " & ".join(_escaped(_one_line(column)) for column in COLUMNS)
         rows = [" & ".join(_escaped(cell_text(row, column)) for column in COLUMNS) + r" \\" for row in table.rows]
         body = "\n".join([rf"\begin{{tabular}}{{{align}}}", r"\toprule", head + r" \\", r"\midrule", *rows])
         notes = "\n".join(f"% {note}" for note in table.notes)
@@ -142,8 +146,7 @@ def show(console: Console, tables: Sequence[Table]) -> None:
     for table in tables:
         grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
         for column in columns:
-            whole = column.key in ("backend", "ratio")
-            grid.add_column(column.header, justify=column.align, no_wrap=whole, vertical="bottom")
+            grid.add_column(column.header, justify=column.align, no_wrap=column.key != "result")
         for row in table.rows:
             cells = [Text(cell_text(row, column)) for column in columns]
             style = "" if row.result == "right" else "dim" if row.result in ("", "skipped", "not run") else "yellow"

@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from crosslens.adapters import Inspector, load_backend
+from crosslens.adapters import load_backend
 from crosslens.tasks import models
 
 from .environment import environment
@@ -24,7 +23,7 @@ FINDINGS = frozenset({"wrong", "vacuous", "failed", "crashed", "timeout", "out-o
 
 def facts(plan: Plan) -> dict[str, Any]:
     """What run.json says of a run that starts now."""
-    libraries = [kind.library for name in plan.backends if (kind := _installed(name)) is not None and kind.library]
+    libraries = [library for name in plan.backends if (library := _library(name)) is not None]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": plan.facts(),
@@ -93,8 +92,9 @@ def _without_reference(cell: Cell, folder: RunFolder) -> dict[str, Any]:
     return kept
 
 
-def _installed(name: str) -> type[Inspector] | None:
+def _library(name: str) -> str | None:
+    """The distribution behind a backend, where it can be imported."""
     try:
-        return load_backend(name)
+        return load_backend(name).library
     except Exception:
         return None  # a broken library: its cells say how

@@ -97,7 +97,7 @@ def _table(run: StoredRun, task: str, model: str, cells: Sequence[dict[str, Any]
     rows += [Row(backend, None, "skipped") for backend in asked["skipped"]]
     finding = reference.get("headline") if reference is not None else None
     name = ".".join(cells[0]["id"].split(".")[:2])
-    return Table(name, task, model, rows, finding, [*_problems(run, cells, rows, finding), *_legend(run, rows)])
+    return Table(name, task, model, rows, finding, [*_problems(run, cells, rows), *_legend(run, rows)])
 
 
 def _control(run: StoredRun, reference: dict[str, Any]) -> Row:
@@ -173,7 +173,7 @@ def _megabytes(value: float | None) -> float | None:
     return None if value is None else value / 1e6
 
 
-def _problems(run: StoredRun, cells: Sequence[dict[str, Any]], rows: Sequence[Row], finding: str | None) -> list[str]:
+def _problems(run: StoredRun, cells: Sequence[dict[str, Any]], rows: Sequence[Row]) -> list[str]:
     """What went wrong, and what the figures do not show."""
     notes = []
     for backend, reason in run.facts["arguments"]["skipped"].items():
@@ -184,8 +184,6 @@ def _problems(run: StoredRun, cells: Sequence[dict[str, Any]], rows: Sequence[Ro
             notes.append(f"{name}: {cell['status']}: {cell['reason']}")
         elif cell.get("reason"):
             notes.append(f"{name}: {cell['reason']}")
-        if cell["status"] == "right" and cell.get("headline") != finding:
-            notes.append(f"{name} finds otherwise: {cell['headline']}")
         slowed = _slowed(run, cell)
         if slowed is not None and slowed > _SLOWED:
             notes.append(
@@ -236,14 +234,14 @@ def _legend(run: StoredRun, rows: Sequence[Row]) -> list[str]:
         "reference's ranking."
     )
     notes.append(
-        "import: beyond torch, transformers and the task. wrap: opening the backend on the loaded model. first call: on "
-        "a model already warm. task: the whole task once. peak: resident memory of the process, with the model."
+        "import: beyond torch, transformers and the task. wrap: opening the backend on the loaded model. first call: "
+        "on a model already warm. task: the whole task once. peak: resident memory of the process, with the model."
     )
     versions = machine["versions"]
     cores = machine["cores"]["physical"] or machine["cores"]["logical"]
     notes.append(
-        f"{machine['cpu']}, {cores} cores, {asked['threads']} threads, load {machine['load_average'][0]:.1f} at the start; "
-        f"torch {versions['torch']}, transformers {versions['transformers']}; {asked['dtype']}, "
+        f"{machine['cpu']}, {cores} cores, {asked['threads']} threads, load {machine['load_average'][0]:.1f} at the "
+        f"start; torch {versions['torch']}, transformers {versions['transformers']}; {asked['dtype']}, "
         f"{asked['attn_implementation']} attention."
     )
     return notes
@@ -267,7 +265,10 @@ def _short(value: float) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the rendered tables; `wide` ones are left out where there is no room."""
+    """A column of the rendered tables; `wide` ones are left out where there is no room.
+
+    A header breaks into lines on a terminal only.
+    """
 
     key: str
     header: str
@@ -278,17 +279,17 @@ class Column:
 
 COLUMNS = (
     Column("backend", "backend", align="left"),
-    Column("version", "version", align="left"),
+    Column("version", "version", lambda v: v.partition("+")[0], align="left"),  # without a build such as +cpu
     Column("result", "result", align="left"),
-    Column("error", "largest error", lambda v: f"{v:.1e}"),
+    Column("error", "largest\nerror", lambda v: f"{v:.1e}"),
     Column("rank", "rank", lambda v: f"{v:.3f}"),
-    Column("ratio", "ratio to bare [95 %]", ratio_text),
-    Column("import_s", "import s", _short),
-    Column("wrap_s", "wrap s", _short),
-    Column("first_call_s", "first call s", _short),
-    Column("task_s", "task s", _short),
-    Column("peak_mb", "peak MB", lambda v: f"{v:.0f}"),
-    Column("rise_mb", "rise MB", lambda v: f"{v:.0f}", wide=True),
+    Column("ratio", "ratio to bare\n[95 % interval]", ratio_text),
+    Column("import_s", "import\ns", _short),
+    Column("wrap_s", "wrap\ns", _short),
+    Column("first_call_s", "first\ncall s", _short),
+    Column("task_s", "task\ns", _short),
+    Column("peak_mb", "peak\nMB", lambda v: f"{v:.0f}"),
+    Column("rise_mb", "rise\nMB", lambda v: f"{v:.0f}", wide=True),
 )
 
 

@@ -209,7 +209,7 @@ def _is_memory(error: Exception) -> bool:
 
 def _die_with_runner() -> None:
     """End this process when the runner's end of the pipe closes, however the runner ended."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin: its lock would be held while the interpreter shuts down
     os._exit(70)
 
 

@@ -27,9 +27,12 @@ Status = Literal["passed", "failed", "xfailed", "xpassed"]
 Padding = Literal["none", "left", "right"]
 
 FAMILIES = ("llama", "gpt2", "gpt_neox")
-NOISE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1}
-"""Largest error allowed in a dtype, relative to the largest magnitude of the tensor: rounding through three blocks of
-random weights of these models; a wrong tensor is off by about 1."""
+NOISE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 1e-1}
+"""Largest error allowed in a dtype, relative to the largest magnitude of the tensor; a wrong tensor is off by about 1.
+
+Even in a float64 model some steps are computed in float32 (llama's norms, rotary tables, the softmax of eager attention),
+and not the same ones in every implementation of attention: what is left in float64 is the rounding of those.
+"""
 
 
 @dataclass(frozen=True)
