@@ -54,6 +54,7 @@ if not _IMPORTED_BEFORE:
         unmount("save")
 
 _CODE = compile("visit()", "<crosslens probe>", "exec")
+_NAMES_OF_NNSIGHT = ("path", "interleaver", "interleave")  # those that a submodule of that name would break
 
 
 class NNsightInspector(Inspector):
@@ -135,6 +136,11 @@ class _Wrapped:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        for name, _ in model.named_modules():
+            if (last := name.rpartition(".")[2]) in _NAMES_OF_NNSIGHT:
+                raise UnsupportedError(
+                    f"nnsight cannot wrap this model: its submodule {name!r} hides nnsight's own attribute {last!r}"
+                )
         self._shadow = Shadow(model)
         with warnings.catch_warnings():  # nnsight renames a submodule `output` to `E_output`; sites do not care
             warnings.filterwarnings("ignore", message=".* has a submodule named ", category=UserWarning)
@@ -178,7 +184,8 @@ def _visitors(probes: Iterable[Probe], wrapped: _Wrapped, dtype: torch.dtype) ->
                 return False
             name = probe.visits[0].site.name
             raise SiteError(
-                f"site {name!r} did not run in this forward: its module was not called, or the forward stopped before it"
+                f"site {name!r} did not run in this forward: its module was not called, or the forward stopped "
+                "before it"
             ) from None
         new = context.run(probe, raw)
         if new is not raw:

@@ -152,11 +152,9 @@ class TransformerLensInspector(Inspector):
                 logits, cache = self._bridge.run_with_hooks(
                     tokens, fwd_hooks=hooks, return_type="logits_and_cache", **kwargs
                 )
-        finally:  # let go of what the bridge would keep until the next forward
-            for attention in self._attentions:
+        finally:
+            for attention in self._attentions:  # the bridge would keep every pattern until the next forward
                 attention._pattern = None
-                if isinstance(attention.q.original_component, _Part):
-                    attention.q.original_component.fused.last = None
         if silent := [probe.visits[0].site.name for probe in probes if not probe.calls]:
             raise SiteError(f"site {silent[0]!r}: TransformerLens has this hook but never calls it in this model")
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
@@ -198,8 +196,12 @@ class TransformerLensInspector(Inspector):
         for part in parts:
             if isinstance(part, NormalizationBridge):
                 part.use_native_layernorm_autograd = True  # the model's own norm, where there would be a formula for it
-            if isinstance(part, AttentionBridge) and self._dtype == torch.float64:
-                part._masked_softmax = self._softmax
+            if isinstance(part, AttentionBridge):
+                if self._dtype == torch.float64:
+                    part._masked_softmax = self._softmax
+                for name, hooks in vars(part.original_component).items():  # the caller's: that module is never called
+                    if name.startswith(("_forward_", "_backward_")) and isinstance(hooks, dict):
+                        vars(part)[name] = hooks
 
     def _softmax(self, scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Attention of a float64 model, rounded to float32 where the model itself rounds, and only there."""
@@ -260,8 +262,8 @@ def _architecture(model: nn.Module) -> str:
     known = list(SUPPORTED_ARCHITECTURES)
     near = difflib.get_close_matches(type(model).__name__, known, n=3, cutoff=0.4) or known[:3]
     raise UnsupportedError(
-        f"TransformerLens cannot wrap a {type(model).__name__}; it takes the Hugging Face models that it knows, such as "
-        f"{', '.join(near)}. Open another backend, such as 'hooks', for any other module"
+        f"TransformerLens cannot wrap a {type(model).__name__}; it takes the Hugging Face models that it knows, such "
+        f"as {', '.join(near)}. Open another backend, such as 'hooks', for any other module"
     )
 
 

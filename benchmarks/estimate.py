@@ -34,10 +34,17 @@ def median_ratio(processes: Sequence[NDArray[np.float64]], seed: int = 0) -> Est
     The bootstrap draws processes, then pairs within each (two-stage; Davison and Hinkley 1997, section 3.8). Of one
     process it can only draw pairs: the interval then says nothing about how processes differ.
     """
-    draw = np.random.default_rng(seed)
-    values = np.empty(_RESAMPLES)
-    for i in range(_RESAMPLES):
-        chosen = [processes[p] for p in draw.integers(len(processes), size=len(processes))]
-        values[i] = np.median([np.median(ratios[draw.integers(len(ratios), size=len(ratios))]) for ratios in chosen])
+    draw, count = np.random.default_rng(seed), len(processes)
+    # (process, resample, slot): each slot of a resample has its own draw of pairs from the process that it gets
+    medians = np.stack([_resampled_medians(ratios, count, draw) for ratios in processes])
+    chosen = draw.integers(count, size=(_RESAMPLES, count))
+    values = np.median(np.take_along_axis(medians, chosen[None], axis=0)[0], axis=1)
     low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(float(np.median([np.median(ratios) for ratios in processes])), float(low), float(high))
+
+
+def _resampled_medians(ratios: NDArray[np.float64], slots: int, draw: np.random.Generator) -> NDArray[np.float64]:
+    """(resample, slot): medians of the pairs of one process, drawn with replacement."""
+    picks = draw.integers(len(ratios), size=(_RESAMPLES, slots, len(ratios)))
+    medians: NDArray[np.float64] = np.median(ratios[picks], axis=-1)
+    return medians

@@ -26,14 +26,13 @@ def list_models(as_json: bool) -> None:
     if as_json:
         print(to_json(found, indent=2))
         return
-    grid = _grid("model", "family", "layers", "parameters", "licence", "cached", "weights")
+    grid = _grid("model", "family", "layers", "parameters", "cached", "weights")
     for entry in models():
         grid.add_row(
             entry.name,
             entry.family,
             str(entry.layers),
             f"{entry.parameters:,}",
-            entry.licence,
             "yes" if entry.cached else "no",
             f"{'trained' if entry.kind == 'real' else 'random'}, {entry.source}",
         )
@@ -105,6 +104,6 @@ def list_tasks(as_json: bool) -> None:
 
 
 def _grid(*headers: str) -> Table:
-    grid = Table(*headers, box=SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
+    grid = Table(*headers, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     grid.columns[0].no_wrap = True
     return grid

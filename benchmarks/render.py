@@ -142,11 +142,12 @@ def write(tables: Sequence[Table], folder: Path) -> list[Path]:
 
 def show(console: Console, tables: Sequence[Table]) -> None:
     """Print tables, each with its finding and notes."""
-    columns = [column for column in COLUMNS if not column.wide or console.width >= _WIDE]
+    wide = console.width >= _WIDE
+    columns = [column for column in COLUMNS if wide or not column.wide]
     for table in tables:
-        grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+        grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1 if wide else 0, 0, 0), show_edge=False, pad_edge=False)
         for column in columns:
-            grid.add_column(column.header, justify=column.align, no_wrap=column.key != "result")
+            grid.add_column(column.header, justify=column.align, no_wrap=column.key != "result", min_width=5)
         for row in table.rows:
             cells = [Text(cell_text(row, column)) for column in columns]
             style = "" if row.result == "right" else "dim" if row.result in ("", "skipped", "not run") else "yellow"

@@ -19,7 +19,9 @@ from .store import StoredRun
 CONTROL = "bare (control)"
 # Of several processes, the outcome that a reader must know of comes first.
 _WORST_FIRST = ("wrong", "crashed", "out-of-memory", "timeout", "failed", "vacuous", "unsupported", "right")
-_SLOWED = 1.1  # a wrapped model's own forward that is slower than this is worth a footnote
+_SLOWED = 1.25  # a wrapped model's own forward that is slower than this is worth a footnote
+
+_BUSY = 0.5  # load for each core from which other work must have been going on
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ def _problems(run: StoredRun, cells: Sequence[dict[str, Any]], rows: Sequence[Ro
         slowed = _slowed(run, cell)
         if slowed is not None and slowed > _SLOWED:
             notes.append(
-                f"{name}: while it was open, the bare forward itself took {slowed:.2f} times as long as before; the "
-                "ratio is to the former"
+                f"{name}: the bare forward took {slowed:.2f} times as long while it was open as before: it slows the "
+                "model even where it is not used, or the machine was disturbed; the ratio is to the forward while open"
             )
     control = next((row.ratio for row in rows if row.backend == CONTROL), None)
     if control is not None and not control.covers(1.0):
@@ -239,8 +241,13 @@ def _legend(run: StoredRun, rows: Sequence[Row]) -> list[str]:
     )
     versions = machine["versions"]
     cores = machine["cores"]["physical"] or machine["cores"]["logical"]
+    load = machine["load_average"][0]
+    if load > _BUSY * cores:
+        notes.append(
+            f"the machine was busy when the run started (load {load:.1f} on {cores} cores): expect wide intervals"
+        )
     notes.append(
-        f"{machine['cpu']}, {cores} cores, {asked['threads']} threads, load {machine['load_average'][0]:.1f} at the "
+        f"{machine['cpu']}, {cores} cores, {asked['threads']} threads, load {load:.1f} at the "
         f"start; torch {versions['torch']}, transformers {versions['transformers']}; {asked['dtype']}, "
         f"{asked['attn_implementation']} attention."
     )
@@ -252,8 +259,8 @@ def _legend(run: StoredRun, rows: Sequence[Row]) -> list[str]:
 
 def ratio_text(ratio: Estimate) -> str:
     """Such as `1.042 [1.031, 1.055]`, with digits enough to see whether it covers 1."""
-    digits = 3 if ratio.high < 10 else 1
-    return f"{ratio.value:.{digits}f} [{ratio.low:.{digits}f}, {ratio.high:.{digits}f}]"
+    value, low, high = (f"{v:.3f}" if v < 10 else f"{v:.1f}" for v in (ratio.value, ratio.low, ratio.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _short(value: float) -> str:

@@ -26,6 +26,7 @@ from .base import Progress, Result, Score, Size, Task
 from .effects import rank_agreement, rounding
 
 PAIRS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 8})
+REFERENCE_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,17 @@ class IOI(Task):
                 edits = [
                     replace(site, value[:, p : p + 1], rows=[p], positions=[p]) for p in range(pair.length)
                 ]
-                out.patched(i, layer, lens.run(batch, edits=edits).logits)
+                cells = [(layer, p) for p in range(pair.length)]
+                out.patched(i, cells, lens.run(batch, edits=edits).logits)
                 if progress:
                     progress(i * len(work.sites) + layer + 1, len(work.pairs) * len(work.sites))
         return out.result
 
     def reference(self, model: nn.Module, work: Work, progress: Progress | None = None) -> Result:
-        """By the float64 oracle, from the first position at which the prompts differ.
+        """By the float64 oracle, every (layer, position) a row of its own, in batches that mix layers.
 
-        Before it a causal model has the same residual stream in both: the patch replaces a value by itself, and what is
-        recovered is 0 by definition.
+        Positions before the first at which the prompts differ are left out: a causal model has the same residual stream
+        there in both, the patch replaces a value by itself, and what it recovers is 0 by definition.
         """
         from crosslens.adapters.conformance.oracle import Oracle
 
@@ -131,17 +133,18 @@ class IOI(Task):
         for i, pair in enumerate(work.pairs):
             clean = oracle.run(pair.clean)
             out.prompts(i, clean.logits, oracle.run(pair.corrupt).logits)
-            first = pair.changed[0]
-            batch = pair.corrupt.repeat(pair.length - first, 1)
-            for layer, site in enumerate(work.sites):
-                value = clean.sites[site]
+            here = range(pair.changed[0], pair.length)
+            cells = [(layer, position) for layer in range(len(work.sites)) for position in here]
+            for start in range(0, len(cells), REFERENCE_BATCH):
+                part = cells[start : start + REFERENCE_BATCH]
                 edits = [
-                    replace(site, value[:, p : p + 1], rows=[p - first], positions=[p])
-                    for p in range(first, pair.length)
+                    replace(site, clean.sites[site][:, p : p + 1], rows=[row], positions=[p])
+                    for row, (site, p) in enumerate((work.sites[layer], p) for layer, p in part)
                 ]
-                out.patched(i, layer, oracle.run(batch, edits=edits).logits)
+                logits = oracle.run(pair.corrupt.repeat(len(part), 1), edits=edits).logits
+                out.patched(i, part, logits)
                 if progress:
-                    progress(i * len(work.sites) + layer + 1, len(work.pairs) * len(work.sites))
+                    progress(i * len(cells) + start + len(part), len(work.pairs) * len(cells))
         return out.result
 
     def score(self, result: Result, reference: Result, work: Work, dtype: str) -> Score:
@@ -226,12 +229,12 @@ class _Figures:
     """Gathers the result, pair by pair."""
 
     def __init__(self, work: Work) -> None:
+        pairs = work.pairs
         self._work = work
-        self._ends = np.full(len(work.pairs), np.nan)
-        pairs = len(work.pairs)
-        shape = (pairs, len(work.sites), max(pair.length for pair in work.pairs))
-        self.result = {name: np.full(pairs, np.nan) for name in ("clean", "corrupt", "scale")}
-        self.result["recovered"] = np.full(shape, np.nan)
+        self.result = {name: np.full(len(pairs), np.nan) for name in ("clean", "corrupt", "scale")}
+        self.result["recovered"] = np.full((len(pairs), len(work.sites), max(p.length for p in pairs)), np.nan)
+        for i, pair in enumerate(pairs):
+            self.result["recovered"][i, :, : pair.length] = 0.0  # what a patch that changes nothing recovers
 
     def prompts(self, i: int, clean: Tensor, corrupt: Tensor) -> None:
         """Logits (1, pos, d_vocab) of both prompts of pair i."""
@@ -239,13 +242,12 @@ class _Figures:
         self.result["corrupt"][i] = self._difference(i, corrupt)[0]
         self.result["scale"][i] = float(clean[0, -1].abs().max())
 
-    def patched(self, i: int, layer: int, logits: Tensor) -> None:
-        """Logits (n, pos, d_vocab), one row for each of the last n positions of the prompt, patched there."""
+    def patched(self, i: int, cells: list[tuple[int, int]], logits: Tensor) -> None:
+        """Logits (cell, pos, d_vocab) of pair i, each row patched at one (layer, position)."""
         clean, corrupt = self.result["clean"][i], self.result["corrupt"][i]
-        end = self._work.pairs[i].length
-        found = self.result["recovered"][i, layer]
-        found[:end] = 0.0
-        found[end - len(logits) : end] = (self._difference(i, logits) - corrupt) / (clean - corrupt)
+        layers, positions = np.array(cells).T
+        recovered = (self._difference(i, logits) - corrupt) / (clean - corrupt)
+        self.result["recovered"][i, layers, positions] = recovered
 
     def _difference(self, i: int, logits: Tensor) -> NDArray[np.float64]:
         right, wrong = self._work.pairs[i].answers

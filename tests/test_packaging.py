@@ -65,7 +65,7 @@ def in_tree(path: Path) -> str:
 
 @pytest.mark.parametrize(
     "module",
-    ["crosslens.adapters", "crosslens.adapters.conformance", "crosslens.tasks", "crosslens.benchmarks"],
+    ["crosslens.adapters", "crosslens.adapters.conformance", "crosslens.tasks", "crosslens.benchmarks.run"],
 )
 def test_importing_imports_no_backend_library(module: str) -> None:
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
@@ -119,9 +119,7 @@ def test_a_backend_resolves_to_an_inspector(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(BACKENDS) - {"hooks"}))
 def test_a_backend_has_its_extra(name: str) -> None:
-    assert EXTRAS.get(project_name(name)), (
-        f"no extra {project_name(name)!r}, which the error for {name!r} names"
-    )
+    assert EXTRAS.get(project_name(name)), f"no extra {project_name(name)!r}, which the error for {name!r} names"
 
 
 def test_the_constraints_pin_every_requirement() -> None:
@@ -129,9 +127,7 @@ def test_the_constraints_pin_every_requirement() -> None:
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pinned = {project_name(name) for name in pins}
     wanted = {
-        project_name(requirement)
-        for needs in [PROJECT["dependencies"], *EXTRAS.values()]
-        for requirement in needs
+        project_name(requirement) for needs in [PROJECT["dependencies"], *EXTRAS.values()] for requirement in needs
     }
     assert wanted - {"crosslens"} <= pinned
     assert f"TORCH := torch=={pins['torch']}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -204,9 +200,7 @@ def test_the_wheel_works_away_from_the_tree(wheel: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("path", modules(*CODE), ids=in_tree)
 def test_a_module_fits_in_one_reading(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_LINES, (
-        f"{in_tree(path)} has {lines} lines: split it by its ideas (at most {MAX_LINES})"
-    )
+    assert lines <= MAX_LINES, f"{in_tree(path)} has {lines} lines: split it by its ideas (at most {MAX_LINES})"
 
 
 def test_no_file_names_a_path_of_some_machine() -> None:

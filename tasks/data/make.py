@@ -56,60 +56,60 @@ ATTRIBUTES: Mapping[str, Mapping[str, Character]] = {
 # All verbs of the character are in the past tense: they are the same after she, he and they.
 STORIES: Mapping[str, str] = {
     "library": (
-        "On Saturday morning, a {who} walked to the library to return two books. {They} sat by the window for an hour, "
-        "read the newspaper, and went home before lunch."
+        "On Saturday morning, a {who} walked to the library to return two books. {They} sat by the window for an "
+        "hour, read the newspaper, and went home before lunch."
     ),
     "train": (
         "A {who} boarded the early train with a small suitcase. {They} found a seat near the door, opened {their} "
         "notebook, and watched the fields pass until the last stop."
     ),
     "market": (
-        "After the rain stopped, a {who} went out to buy bread and tomatoes. At the corner {they} met a friend, who "
-        "helped {them} carry the bags up the hill."
+        "After the rain stopped, a {who} went out to buy bread and tomatoes. At the corner {they} met a friend, "
+        "who helped {them} carry the bags up the hill."
     ),
     "garden": (
-        "A {who} planted beans behind the house in spring. Every evening {they} watered the rows, and by August {their} "
-        "garden gave enough for the whole street."
+        "A {who} planted beans behind the house in spring. Every evening {they} watered the rows, and by August "
+        "{their} garden gave enough for the whole street."
     ),
     "bus": (
-        "The bus was late, so a {who} waited under the big tree. {They} called {their} sister, talked about the weekend, "
-        "and bought a cup of tea from the stall."
+        "The bus was late, so a {who} waited under the big tree. {They} called {their} sister, talked about the "
+        "weekend, and bought a cup of tea from the stall."
     ),
     "museum": (
-        "At the museum, a {who} stood in front of a painting of the sea. {They} made a quick sketch of the waves and "
-        "later sent a copy to {their} cousin."
+        "At the museum, a {who} stood in front of a painting of the sea. {They} made a quick sketch of the waves "
+        "and later sent a copy to {their} cousin."
     ),
     "keys": (
-        "A {who} lost {their} keys on the way home from the market. A neighbor saw the keys on the stairs, rang the bell, "
-        "and gave them back the same evening."
+        "A {who} lost {their} keys on the way home from the market. A neighbor saw the keys on the stairs, rang "
+        "the bell, and gave them back the same evening."
     ),
     "cake": (
-        "In the kitchen, a {who} measured flour, butter and sugar for a cake. {They} set the timer, washed the bowls, and "
-        "opened the window while the oven warmed up."
+        "In the kitchen, a {who} measured flour, butter and sugar for a cake. {They} set the timer, washed the "
+        "bowls, and opened the window while the oven warmed up."
     ),
     "choir": (
-        "A {who} joined the town choir last winter. {They} practiced twice a week, learned the low part by heart, and "
-        "sang with {their} friends at the harbor in June."
+        "A {who} joined the town choir last winter. {They} practiced twice a week, learned the low part by heart,"
+        " and sang with {their} friends at the harbor in June."
     ),
     "ferry": (
-        "On the ferry, a {who} leaned on the rail and counted the gulls. The wind took {their} hat, but a sailor caught "
-        "it and handed it back to {them} with a smile."
+        "On the ferry, a {who} leaned on the rail and counted the gulls. The wind took {their} hat, but a sailor "
+        "caught it and handed it back to {them} with a smile."
     ),
     "apartment": (
-        "A {who} moved into the apartment on the third floor. {They} painted the shelves blue, hung {their} coat by the "
-        "door, and invited the neighbors for soup."
+        "A {who} moved into the apartment on the third floor. {They} painted the shelves blue, hung {their} coat "
+        "by the door, and invited the neighbors for soup."
     ),
     "candles": (
-        "When the lights went out, a {who} looked for candles in the drawer. {They} lit two of them, told a long story, "
-        "and waited with {their} family until morning."
+        "When the lights went out, a {who} looked for candles in the drawer. {They} lit two of them, told a long "
+        "story, and waited with {their} family until morning."
     ),
     "bicycle": (
-        "A {who} found an old bicycle in the shed and decided to repair it. {They} cleaned the chain, changed both tires, "
-        "and rode it to the lake the next day."
+        "A {who} found an old bicycle in the shed and decided to repair it. {They} cleaned the chain, changed "
+        "both tires, and rode it to the lake the next day."
     ),
     "tent": (
-        "Early in the morning, a {who} opened the tent and looked at the mountains. {They} boiled water for coffee, "
-        "packed {their} things, and followed the path to the north."
+        "Early in the morning, a {who} opened the tent and looked at the mountains. {They} boiled water for "
+        "coffee, packed {their} things, and followed the path to the north."
     ),
 }
 
@@ -124,10 +124,11 @@ PROMPTS: Mapping[str, str] = {
     "hospital": "After {A} and {B} left the hospital, {S} offered a ride to",
     "beach": "Later {A} and {B} had lunch at the beach, and {S} gave a sandwich to",
 }
-NAMES = (
-    "Mary John Tom Anna James Sarah David Laura Mark Alice Paul Kate Peter Emma Jack Lisa Simon Helen Martin Amy Robert "
-    "Jane Daniel Grace"
-).split()
+NAMES = [
+    "Mary", "John", "Tom", "Anna", "James", "Sarah", "David", "Laura", "Mark", "Alice", "Paul", "Kate",
+    "Peter", "Emma", "Jack", "Lisa", "Simon", "Helen", "Martin", "Amy", "Robert", "Jane", "Daniel",
+    "Grace",
+]  # fmt: skip
 
 
 def contents() -> dict[str, str]:

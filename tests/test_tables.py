@@ -1,0 +1,313 @@
+"""Tables: a pure function of a run's folder; withheld figures stay withheld in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from crosslens.adapters import InputError
+from crosslens.benchmarks.estimate import median_ratio
+from crosslens.benchmarks.render import FORMATS, show, write
+from crosslens.benchmarks.store import RunFolder, StoredRun, read_run
+from crosslens.benchmarks.tables import CONTROL, Row, Table, tables
+
+ARGUMENTS = {
+    "backends": ["hooks", "nnsight", "transformer_lens"],
+    "skipped": {"pyvene": "backend 'pyvene' needs 'pyvene', which is not installed; pip install 'crosslens[pyvene]'"},
+    "tasks": ["ioi"],
+    "models": ["tiny-llama"],
+    "threads": 2,
+    "dtype": "float32",
+    "attn_implementation": "sdpa",
+}
+ENVIRONMENT = {
+    "cpu": "Some CPU",
+    "cores": {"physical": 2, "logical": 4},
+    "load_average": [0.1, 0.1, 0.1],
+    "versions": {"torch": "2.13.0+cpu", "transformers": "5.23.0"},
+}
+FACTS = {"arguments": ARGUMENTS, "environment": ENVIRONMENT, "random_models": ["tiny-llama"], "cells": []}
+SCORE = {"max_abs_error": 1e-6, "max_rel_error": 2e-7, "rank_agreement": 0.9996, "effect": 90.0, "noise": 1e-7}
+FIGURES = {
+    "import_s": 0.5,
+    "wrap_s": 0.0123,
+    "first_call_s": 1.25,
+    "task_s": 12.5,
+    "close_s": 0.1,
+    "bare_alone_s": 1.0,
+    "peak_bytes": 812_000_000,
+    "rise_bytes": 9_000_000,
+}
+
+
+def a_cell(backend: str | None, status: str = "right", repeat: int = 1, **more: Any) -> dict[str, Any]:
+    kind = "reference" if backend is None else "backend"
+    return {
+        "id": f"ioi.tiny-llama.{'reference' if backend is None else f'{backend}.{repeat}'}",
+        "kind": kind,
+        "backend": backend,
+        "task": "ioi",
+        "model": "tiny-llama",
+        "repeat": repeat,
+        "status": "done" if backend is None else status,
+        "reason": None,
+        "figures": dict(FIGURES),
+        "score": SCORE | {"right": status == "right"},
+        "version": "1.2.3",
+        "headline": "layer 7",
+    } | more
+
+
+def samples(cell: dict[str, Any], ratio: float, pairs: int = 12) -> list[dict[str, Any]]:
+    noise = np.random.default_rng(len(cell["id"])).normal(1.0, 0.01, pairs)
+    return [{"bare_first": i % 2 == 0, "bare_s": 1.0, "step_s": float(ratio * noise[i])} for i in range(pairs)]
+
+
+def stored(path: Path, cells: list[tuple[dict[str, Any], float]], **arguments: Any) -> StoredRun:
+    folder = RunFolder(path, FACTS | {"arguments": ARGUMENTS | arguments})
+    for cell, ratio in cells:
+        folder.add(cell, samples(cell, ratio), folder.scratch(cell["id"]))
+    return read_run(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> StoredRun:
+    wrong = SCORE | {"max_rel_error": 0.5, "right": False}
+    return stored(
+        tmp_path / "run",
+        [
+            (a_cell(None), 1.0),
+            (a_cell("nnsight", "wrong", reason="largest relative error 0.5", score=wrong), 1.0),
+            (a_cell("hooks"), 1.25),
+        ],
+    )
+
+
+def rows(run: StoredRun) -> dict[str, Row]:
+    (table,) = tables(run)
+    return {row.backend: row for row in table.rows}
+
+
+def test_rows_stand_in_the_order_of_the_arguments_after_the_control(run: StoredRun) -> None:
+    assert list(rows(run)) == [CONTROL, "hooks", "nnsight", "transformer_lens", "pyvene"]
+    assert [row.result for row in rows(run).values()] == ["", "right", "wrong", "not run", "skipped"]
+
+
+def test_the_ratio_is_of_the_raw_samples(run: StoredRun) -> None:
+    ratio = rows(run)["hooks"].ratio
+    assert ratio is not None
+    raw = run.samples[run.samples["cell"] == "ioi.tiny-llama.hooks.1"]
+    assert ratio.value == np.median(raw["step_s"] / raw["bare_s"])
+    assert ratio.low < 1.25 < ratio.high
+    assert rows(run)["hooks"].pairs == 12
+
+
+def test_figures_keep_their_units(run: StoredRun) -> None:
+    hooks = rows(run)["hooks"]
+    assert (hooks.peak_mb, hooks.rise_mb, hooks.wrap_s, hooks.task_s) == (812.0, 9.0, 0.0123, 12.5)
+    assert (hooks.error, hooks.rank) == (2e-7, 0.9996)
+
+
+@pytest.mark.parametrize("status", ["wrong", "vacuous", "crashed", "timeout"])
+def test_a_result_that_is_not_right_has_no_time_even_where_samples_are_stored(tmp_path: Path, status: str) -> None:
+    run = stored(tmp_path / "run", [(a_cell(None), 1.0), (a_cell("hooks", status), 1.25)])
+    hooks = rows(run)["hooks"]
+    assert (hooks.result, hooks.ratio, hooks.task_s, hooks.first_call_s) == (status, None, None, None)
+    assert hooks.error is not None
+    for form in FORMATS.values():
+        assert "1.25" not in form(tables(run)).replace("1.2.3", "")
+
+
+def test_of_repeats_the_worst_counts(tmp_path: Path) -> None:
+    cells = [a_cell("hooks", repeat=1), a_cell("hooks", "wrong", repeat=2), a_cell("hooks", repeat=3)]
+    run = stored(tmp_path / "run", [(cell, 1.0) for cell in cells])
+    assert rows(run)["hooks"].result == "wrong (1 of 3)"
+    assert rows(run)["hooks"].ratio is None
+
+
+def test_repeats_are_one_row_with_the_median_and_the_largest(tmp_path: Path) -> None:
+    cells = [a_cell("hooks", repeat=n, figures=FIGURES | {"wrap_s": w, "peak_bytes": w * 1e6}) for n, w in
+             ((1, 1.0), (2, 5.0), (3, 2.0))]  # fmt: skip
+    run = stored(tmp_path / "run", [(cell, ratio) for cell, ratio in zip(cells, (1.1, 1.2, 1.6), strict=True)])
+    hooks = rows(run)["hooks"]
+    assert (hooks.processes, hooks.pairs, hooks.wrap_s, hooks.peak_mb) == (3, 36, 2.0, 5.0)
+    assert hooks.ratio is not None
+    assert hooks.ratio.value == pytest.approx(1.2, rel=0.02)
+    assert hooks.ratio.high > 1.5, "the interval must show that processes differ"
+    assert any("over 3 processes" in note for note in tables(run)[0].notes)
+
+
+def notes(run: StoredRun) -> str:
+    return "\n".join(tables(run)[0].notes)
+
+
+def test_notes_say_what_went_wrong_and_what_the_figures_are(run: StoredRun) -> None:
+    text = notes(run)
+    assert "pyvene was skipped: " in text
+    assert "pip install 'crosslens[pyvene]'" in text
+    assert "nnsight: wrong: largest relative error 0.5" in text
+    assert "the run was stopped before transformer_lens" in text
+    assert "median of 12 pairs" in text
+    assert "within one process" in text
+    assert "Some CPU, 2 cores, 2 threads, load 0.1 at the start; torch 2.13.0+cpu, transformers 5.23.0; float32" in text
+    assert "tiny-llama has random weights" in text
+    assert "busy" not in text
+    assert "control" not in text
+
+
+def test_a_control_that_does_not_cover_1_is_said(tmp_path: Path) -> None:
+    run = stored(tmp_path / "run", [(a_cell(None), 1.3), (a_cell("hooks"), 1.3)])
+    assert "the control does not cover 1 (1." in notes(run)
+
+
+def test_a_library_that_slows_the_bare_forward_is_said(tmp_path: Path) -> None:
+    slow = a_cell("hooks", figures=FIGURES | {"bare_alone_s": 0.5})
+    assert "hooks: the bare forward took 2.00 times as long" in notes(stored(tmp_path / "run", [(slow, 1.0)]))
+
+
+def test_a_busy_machine_is_said(run: StoredRun) -> None:
+    facts = run.facts | {"environment": ENVIRONMENT | {"load_average": [3.0, 1.0, 1.0]}}
+    assert "busy when the run started (load 3.0 on 2 cores)" in notes(replace(run, facts=facts))
+
+
+def test_a_run_that_was_stopped_at_once_has_no_tables(tmp_path: Path) -> None:
+    assert tables(stored(tmp_path / "run", [])) == []
+    for form in FORMATS.values():
+        form([])
+
+
+def test_a_reference_that_failed_leaves_the_rest_readable(tmp_path: Path) -> None:
+    failed = a_cell(None, reason="while computing the reference: MemoryError") | {"status": "out-of-memory"}
+    lost = a_cell("hooks", "failed", reason="not run: its reference did not finish", figures={})
+    del lost["score"]
+    run = stored(tmp_path / "run", [(failed, 1.0), (lost, 1.0)])
+    assert CONTROL not in rows(run)
+    assert rows(run)["hooks"].result == "failed"
+    assert "the reference: out-of-memory: while computing" in notes(run)
+
+
+# ---- formats
+
+
+def test_rendering_twice_gives_the_same_bytes(run: StoredRun, tmp_path: Path) -> None:
+    for form in FORMATS.values():
+        assert form(tables(run)) == form(tables(run))
+    first = {path.name: path.read_bytes() for path in write(tables(run), tmp_path / "one")}
+    second = {path.name: path.read_bytes() for path in write(tables(run), tmp_path / "one")}
+    assert first == second
+    assert sorted(first) == ["ioi.tiny-llama.csv", "ioi.tiny-llama.md"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(first)
+
+
+def test_markdown_is_a_table_with_units_in_its_header(run: StoredRun) -> None:
+    text = FORMATS["md"](tables(run))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert len({len(line) for line in lines}) == 1
+    head = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert head == [
+        "backend",
+        "version",
+        "result",
+        "largest error",
+        "rank",
+        "ratio to bare [95 % interval]",
+        "import s",
+        "wrap s",
+        "first call s",
+        "task s",
+        "peak MB",
+        "rise MB",
+    ]
+    assert re.search(r"\| hooks +\| 1\.2\.3 +\| right +\| +2\.0e-07 \| 1\.000 \|", text)
+    assert "**Finding:** layer 7" in text
+
+
+def test_csv_holds_unrounded_figures(run: StoredRun) -> None:
+    found = list(csv.DictReader(io.StringIO(FORMATS["csv"](tables(run)))))
+    hooks = next(row for row in found if row["backend"] == "hooks")
+    ratio = rows(run)["hooks"].ratio
+    assert ratio is not None
+    assert float(hooks["ratio"]) == ratio.value
+    assert (float(hooks["ratio_low"]), float(hooks["ratio_high"])) == (ratio.low, ratio.high)
+    assert float(hooks["wrap_s"]) == 0.0123
+    assert next(row for row in found if row["backend"] == "nnsight")["ratio"] == ""
+
+
+def test_json_is_strict_whatever_the_figures(tmp_path: Path) -> None:
+    broken = a_cell("hooks", "wrong", score=SCORE | {"max_rel_error": float("inf"), "rank_agreement": float("nan")})
+    run = stored(tmp_path / "run", [(broken, 1.0)])
+    assert "NaN" not in FORMATS["json"](tables(run))
+    (table,) = json.loads(FORMATS["json"](tables(run)))
+    assert table["rows"][0]["error"] == "inf"
+    assert table["rows"][0]["rank"] == "nan"
+
+
+def test_latex_escapes_what_latex_reads(run: StoredRun) -> None:
+    text = FORMATS["latex"](tables(run))
+    assert r"transformer\_lens" in text
+    assert r"[95 \% interval]" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len({line.count("&") for line in body}) == 1
+
+
+@pytest.mark.parametrize("width", [100, 140])
+def test_a_terminal_shows_every_figure_whole(run: StoredRun, width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    show(console, tables(run))
+    text = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO above
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert re.search(r"hooks +1\.2\.3 +right +2\.0e-07 +1\.000 +1\.\d{3} \[1\.\d{3}, 1\.\d{3}\]", text)
+    assert "transformer_lens" in text
+    assert ("rise" in text) == (width > 110)
+
+
+def test_a_folder_that_cannot_be_written_is_an_input_error(run: StoredRun, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--format prints them instead"):
+        write(tables(run), tmp_path / "file")
+
+
+def test_a_pipe_in_a_name_does_not_break_the_table() -> None:
+    text = FORMATS["md"]([Table("x", "t", "m", [Row("a|b", None, "right")], None)])
+    assert r"a\|b" in text
+
+
+# ---- the estimate
+
+
+def test_the_estimate_is_the_median_and_is_the_same_every_time() -> None:
+    ratios = np.random.default_rng(0).lognormal(0.1, 0.2, 25)
+    assert median_ratio([ratios]) == median_ratio([ratios])
+    assert median_ratio([ratios]).value == np.median(ratios)
+
+
+@given(st.lists(st.lists(st.floats(0.5, 2.0), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_the_interval_lies_within_the_samples(groups: list[list[float]]) -> None:
+    estimate = median_ratio([np.array(group) for group in groups])
+    everything = [value for group in groups for value in group]
+    assert min(everything) <= estimate.low <= estimate.high <= max(everything)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(1)
+    hits = sum(median_ratio([draw.lognormal(np.log(1.1), 0.1, 30)]).covers(1.1) for _ in range(200))
+    assert 180 <= hits <= 200  # 95 % of 200 is 190; 180 is more than three standard errors below
+
+
+def test_samples_of_other_cells_do_not_matter(run: StoredRun) -> None:
+    more = pd.concat([run.samples, run.samples.assign(cell="another")])
+    assert rows(replace(run, samples=more)) == rows(run)
