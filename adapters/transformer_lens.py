@@ -167,7 +167,7 @@ class TransformerLensInspector(Inspector):
                 part.training = original.training
         if self.architecture.family is not None:
             config: Any = self.model.config
-            eager = config._attn_implementation == "eager" or plan.needs(_is_pattern)
+            eager = config._attn_implementation == "eager" or plan.needs(lambda site: site.local == "attn.pattern")
             self._softmax_dtype = torch.float32 if eager and self.architecture.family.name in SINGLE_SOFTMAX else None
 
     # ---- where TransformerLens would compute something else than the model
@@ -176,8 +176,6 @@ class TransformerLensInspector(Inspector):
         family = self.architecture.family
         if family is None:
             return
-        by_layer = getattr(self.model.config, "scale_attn_by_inverse_layer_idx", False)
-        adapter.cfg.scale_attn_by_inverse_layer_idx = by_layer
         query = family.blocks["attn.q"]
         if query.layout == "h d":
             return
@@ -277,10 +275,6 @@ def _hook(probe: Probe) -> Callable[..., Any]:
         return probe(tensor)
 
     return hook
-
-
-def _is_pattern(site: Site) -> bool:
-    return site.local == "attn.pattern"
 
 
 @contextmanager

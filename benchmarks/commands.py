@@ -12,7 +12,7 @@ from .plan import fetch_models, known, make_plan
 from .render import FORMATS, data, show, write
 from .run import execute, facts
 from .store import RunFolder, read_run, refuse_out, to_json
-from .tables import tables
+from .tables import Table, tables
 
 
 def run_command(
@@ -38,7 +38,7 @@ def run_command(
     fetch_models(plan.models)
     folder = RunFolder(out, facts(plan))
     for name, reason in plan.skipped.items():
-        err.print(f"{name} is skipped: {reason}", style="yellow", markup=False, highlight=False)
+        err.print(f"{name} is skipped: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
         with progress.show(err, len(plan.cells())) as told:
             good = execute(plan, folder, told)
@@ -48,6 +48,7 @@ def run_command(
             f"stopped: the {kept} cells that had finished are kept in {out}; `crosslens tables {out}` shows them",
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
         return 130
     rendered = tables(read_run(out))
@@ -55,10 +56,7 @@ def run_command(
     if as_json:
         print(to_json({"out": str(out), "tables": data(rendered)}, indent=2))
     else:
-        show(Console(), rendered)
-    err.print(
-        f"\ntables: {', '.join(str(path) for path in files if path.suffix == '.md')}", markup=False, highlight=False
-    )
+        _print(rendered, files)
     return 0 if good else 1
 
 
@@ -74,6 +72,13 @@ def tables_command(folder: Path, form: str | None) -> None:
     if form is not None:
         print(FORMATS[form](rendered), end="")
         return
-    show(Console(), rendered)
-    for path in write(rendered, folder / "tables"):
-        print(path)
+    _print(rendered, write(rendered, folder / "tables"))
+
+
+def _print(rendered: Sequence[Table], files: Sequence[Path]) -> None:
+    """The tables, then where they are."""
+    console = Console()
+    show(console, rendered)
+    console.print("\nThe tables are in")
+    for path in files:
+        console.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)

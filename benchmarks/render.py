@@ -40,7 +40,7 @@ def markdown(tables: Sequence[Table]) -> str:
         lines = [_line(heads, widths), _line([_rule(c.align, w) for c, w in zip(COLUMNS, widths, strict=True)], widths)]
         lines += [_line(row, widths) for row in rows]
         finding = f"**Finding:** {table.finding}\n\n" if table.finding else ""
-        notes = "\n".join(f"- {note}" for note in table.notes)
+        notes = "\n".join(f"- {note}" for note in [*table.notes, *table.legend])
         parts.append(f"## {table.title}\n\n" + "\n".join(lines) + f"\n\n{finding}{notes}\n")
     return "\n".join(parts)
 
@@ -92,7 +92,7 @@ def latex(tables: Sequence[Table]) -> str:
         head = " & ".join(_escaped(_one_line(column)) for column in COLUMNS)
         rows = [" & ".join(_escaped(cell_text(row, column)) for column in COLUMNS) + r" \\" for row in table.rows]
         body = "\n".join([rf"\begin{{tabular}}{{{align}}}", r"\toprule", head + r" \\", r"\midrule", *rows])
-        notes = "\n".join(f"% {note}" for note in table.notes)
+        notes = "\n".join(f"% {note}" for note in [*table.notes, *table.legend])
         parts.append(f"% {table.title}\n{body}\n\\bottomrule\n\\end{{tabular}}\n{notes}\n")
     return "\n".join(parts)
 
@@ -156,5 +156,11 @@ def show(console: Console, tables: Sequence[Table]) -> None:
         console.print(grid)
         if table.finding:
             console.print(Text.assemble(("\nFinding: ", "bold"), table.finding))
-        for note in table.notes:
-            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+        _print_notes(console, table.notes)
+        if table is tables[-1] or table.legend != tables[-1].legend:  # once, where it is the same for all
+            _print_notes(console, table.legend)
+
+
+def _print_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))

@@ -61,7 +61,8 @@ class Table:
     Attributes:
         name: of its files.
         finding: what the task says of the model, in one line.
-        notes: what the figures are, and what a reader must know of them.
+        notes: what a reader must know of these rows.
+        legend: what the figures are, and where they come from.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Table:
     rows: list[Row]
     finding: str | None
     notes: list[str] = field(default_factory=list)
+    legend: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -99,7 +101,7 @@ def _table(run: StoredRun, task: str, model: str, cells: Sequence[dict[str, Any]
     rows += [Row(backend, None, "skipped") for backend in asked["skipped"]]
     finding = reference.get("headline") if reference is not None else None
     name = ".".join(cells[0]["id"].split(".")[:2])
-    return Table(name, task, model, rows, finding, [*_problems(run, cells, rows), *_legend(run, rows)])
+    return Table(name, task, model, rows, finding, _notes(run, cells, rows), _legend(run, rows))
 
 
 def _control(run: StoredRun, reference: dict[str, Any]) -> Row:
@@ -175,7 +177,7 @@ def _megabytes(value: float | None) -> float | None:
     return None if value is None else value / 1e6
 
 
-def _problems(run: StoredRun, cells: Sequence[dict[str, Any]], rows: Sequence[Row]) -> list[str]:
+def _notes(run: StoredRun, cells: Sequence[dict[str, Any]], rows: Sequence[Row]) -> list[str]:
     """What went wrong, and what the figures do not show."""
     notes = []
     for backend, reason in run.facts["arguments"]["skipped"].items():

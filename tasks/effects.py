@@ -122,8 +122,12 @@ def rank_agreement(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def rounding(dtype: str) -> float:
-    """What rounding alone moves a figure of a whole forward by, relative to the scale of the figure.
+    """By how much rounding alone can move a figure of a whole forward, relative to the figure's scale.
 
-    TODO
+    Each rounding is up to eps, and a forward of 30 layers piles them up. Against float64, SmolLM2-135M in float32 is off by
+    6 eps in patched logits and by 35 eps in the worst of its key figures, a largest element.
+
+    Args:
+        dtype: of the model, such as `float32`.
     """
-    return 1000 * float(torch.finfo(getattr(torch, dtype)).eps)
+    return 128 * torch.finfo(getattr(torch, dtype)).eps

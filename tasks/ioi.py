@@ -159,13 +159,11 @@ class IOI(Task):
             error = np.where(np.isnan(result[name]) & np.isnan(reference[name]), 0.0, error)
             error = np.where(np.isnan(error), np.inf, error)
             absolute, relative = max(absolute, float(error.max())), max(relative, float((error * unit).max()))
-        # what rounding leaves of a patch without effect has no rank
-        level = noise / units["recovered"]
-        maps = [np.where(np.abs(r["recovered"]) > level, r["recovered"], 0.0) for r in (result, reference)]
+        ranked = np.abs(reference["recovered"]) > noise / units["recovered"]  # rounding ranks patches without effect
         return Score(
             max_abs_error=absolute,
             max_rel_error=relative,
-            rank_agreement=rank_agreement(*maps),
+            rank_agreement=rank_agreement(result["recovered"][ranked], reference["recovered"][ranked]),
             effect=float((gap / reference["scale"]).min()) / noise,
             noise=noise,
             right=relative <= noise,

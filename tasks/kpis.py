@@ -47,7 +47,7 @@ def kpis(tensor: Tensor, mask: Tensor, *, distributions: bool = False) -> Tensor
     _check(tensor, mask)
     x = torch.where(mask, tensor.double(), 0.0)  # a 0 adds nothing to any sum below
     rows = mask.any(-1).expand(x.shape[:-1]).flatten(1).sum(1)
-    count = mask.expand(x.shape).flatten(1).sum(1)
+    count = mask.expand(x.shape).flatten(1).sum(1).double()  # the square root of an integer would be float32
     mean = x.flatten(1).sum(1) / count
     deviation = torch.where(mask, x - mean.reshape(-1, *[1] * (x.ndim - 1)), 0.0)
     norms = torch.linalg.vector_norm(x, dim=-1).flatten(1)  # batch, row
@@ -55,7 +55,7 @@ def kpis(tensor: Tensor, mask: Tensor, *, distributions: bool = False) -> Tensor
     high = torch.where(mask, tensor, -torch.inf).flatten(1).amax(1).double()
     outside = x[0].numel() - count
     figures = {
-        "count": count.double(),
+        "count": count,
         "mean": mean,
         "sd": torch.linalg.vector_norm(deviation.flatten(1), dim=1) / count.sqrt(),
         "abs_mean": torch.linalg.vector_norm(x.flatten(1), 1, dim=1) / count,
@@ -85,8 +85,8 @@ def _check(tensor: Tensor, mask: Tensor) -> None:
     fits = mask.dtype == torch.bool and mask.ndim == tensor.ndim and len(mask) == len(tensor)
     if not fits or any(m not in (1, size) for m, size in zip(mask.shape, shape, strict=True)):
         raise InputError(
-            f"the mask is {mask.dtype} of shape {tuple(mask.shape)}; for a tensor of shape {shape} it must be torch.bool "
-            "of that shape, or with 1 in place of any axis but the first"
+            f"the mask is {mask.dtype} of shape {tuple(mask.shape)}; for a tensor of shape {shape} it must be torch.bool of "
+            "that shape, or with 1 in place of any axis but the first"
         )
     empty = ~mask.flatten(1).any(1)
     if bool(empty.any()):

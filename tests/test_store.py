@@ -90,7 +90,7 @@ def test_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         refuse_out(tmp_path / "file")
-    with pytest.raises(InputError, match="cannot be made: .*file is a file"):
+    with pytest.raises(InputError, match=r"cannot be made: .*file is a file"):
         refuse_out(tmp_path / "file" / "below")
 
 
@@ -170,7 +170,7 @@ def test_a_run_json_that_is_none_says_why(folder: RunFolder, content: str, says:
 
 
 def test_missing_pieces_are_named(folder: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder .*nowhere"):
+    with pytest.raises(InputError, match=r"no folder .*nowhere"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no run: it has no run\.json"):
         read_run(tmp_path)

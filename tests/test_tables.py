@@ -146,11 +146,12 @@ def test_repeats_are_one_row_with_the_median_and_the_largest(tmp_path: Path) -> 
     assert hooks.ratio is not None
     assert hooks.ratio.value == pytest.approx(1.2, rel=0.02)
     assert hooks.ratio.high > 1.5, "the interval must show that processes differ"
-    assert any("over 3 processes" in note for note in tables(run)[0].notes)
+    assert any("over 3 processes" in note for note in tables(run)[0].legend)
 
 
 def notes(run: StoredRun) -> str:
-    return "\n".join(tables(run)[0].notes)
+    (table,) = tables(run)
+    return "\n".join([*table.notes, *table.legend])
 
 
 def test_notes_say_what_went_wrong_and_what_the_figures_are(run: StoredRun) -> None:

@@ -1,0 +1,437 @@
+"""The command line: what it prints, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from crosslens.adapters import CAPABILITIES, BackendNotInstalledError
+from crosslens.adapters.conformance import Outcome as CheckOutcome
+from crosslens.benchmarks import cli
+from crosslens.benchmarks.launch import Follow, Outcome
+from crosslens.benchmarks.store import read_run
+
+from .test_runner import ROOT, Hangs, Right, here
+
+COMMANDS = ("models", "backends", "tasks", "check", "run", "tables")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def crosslens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """`crosslens ARGUMENTS`, in this process, from a folder of its own, on a terminal of 100 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def call(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["crosslens", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        seen = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Ended(end.value.code, seen.out, seen.err)
+
+    return call
+
+
+def refused(ended: Ended, says: str) -> None:
+    """The command ended with status 2 and one line on stderr."""
+    assert ended.status == 2, ended
+    assert ended.out == ""
+    assert says in ended.err
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert ended.err.startswith("crosslens: ")
+
+
+# ---- what there is
+
+
+def test_help_teaches_with_examples(crosslens: Call) -> None:
+    ended = crosslens("--help")
+    assert ended.status == 0
+    assert "crosslens run --suite smoke" in ended.out
+    for command in COMMANDS:
+        assert command in ended.out
+        assert crosslens(command, "--help").status == 0
+    assert "crosslens check nnsight" in crosslens("check", "--help").out
+    assert "--backend hooks --backend nnsight" in crosslens("run", "-h").out
+
+
+def test_help_does_not_wait_for_pytorch() -> None:
+    code = "import sys, crosslens.benchmarks.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_version_is_the_distributions(crosslens: Call) -> None:
+    from importlib.metadata import version
+
+    assert crosslens("--version").out == f"crosslens {version('crosslens')}\n"
+
+
+def test_models_are_listed(crosslens: Call) -> None:
+    names = [entry["name"] for entry in json.loads(crosslens("models", "--json").out)]
+    assert {"smollm2-135m", "tiny-llama", "tiny-gpt2", "tiny-neox"} <= set(names)
+    shown = crosslens("models").out
+    assert all(name in shown for name in names)
+    assert "134,515,008" in shown
+
+
+def test_tasks_are_listed(crosslens: Call) -> None:
+    found = json.loads(crosslens("tasks", "--json").out)
+    assert {"ioi", "characters"} <= {entry["name"] for entry in found}
+    assert all(entry["question"] and entry["source"] and entry["needs"] for entry in found)
+    assert "characters" in crosslens("tasks").out
+
+
+def test_backends_are_listed_with_what_they_can_do(crosslens: Call) -> None:
+    found = {entry["name"]: entry for entry in json.loads(crosslens("backends", "--json").out)}
+    assert {"hooks", "nnsight", "transformer_lens"} <= set(found)
+    hooks = found["hooks"]
+    assert (hooks["library"], hooks["installed"], hooks["problem"]) == ("torch", True, None)
+    assert set(hooks["capabilities"]) == set(CAPABILITIES)
+    shown = crosslens("backends").out
+    assert all(capability in shown for capability in CAPABILITIES)
+    assert "hooks, attribute: " in shown, "what is not supported has its reason"
+
+
+def test_a_backend_that_is_not_installed_is_listed_with_what_to_install(
+    crosslens: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing(monkeypatch, "crosslens.benchmarks.listing.load_backend")
+    entry = json.loads(crosslens("backends", "--json").out)[0]
+    assert entry["installed"] is False
+    assert "pip install 'crosslens[nnsight]'" in entry["problem"]
+    assert "pip install 'crosslens[nnsight]'" in crosslens("backends").out
+
+
+def missing(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def load(name: str) -> None:
+        raise BackendNotInstalledError(f"backend {name!r} needs it; pip install 'crosslens[nnsight]'")
+
+    monkeypatch.setattr(where, load)
+
+
+# ---- check
+
+
+@dataclass(frozen=True)
+class FakeCheck:
+    """A conformance check with a set outcome."""
+
+    id: str
+    status: Any
+
+    capability = "capture.residual"
+
+    def run(self) -> CheckOutcome:
+        return CheckOutcome(self.status, f"seen at {self.id}")
+
+
+@pytest.fixture
+def fake_checks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replaces the kit: `statuses` decide the outcomes; the families that it was asked for are appended."""
+    asked: list[Any] = ["passed", "xfailed"]
+
+    def checks(name: str, families: Any = "all") -> list[FakeCheck]:
+        statuses = list(asked)
+        asked.append(families)
+        return [FakeCheck(f"right/{number}", status) for number, status in enumerate(statuses)]
+
+    monkeypatch.setattr("crosslens.benchmarks.checking.conformance_checks", checks)
+    return asked
+
+
+def test_check_ends_well_where_every_check_is_as_declared(crosslens: Call, fake_checks: list[Any]) -> None:
+    ended = crosslens("check", "hooks")
+    assert ended.status == 0
+    assert "hooks: 1 passed, 1 xfailed" in ended.out
+    assert "capture.residual" in ended.out
+
+
+@pytest.mark.parametrize("status", ["failed", "xpassed"])
+def test_check_lists_what_failed_and_ends_with_status_1(crosslens: Call, fake_checks: list[Any], status: str) -> None:
+    fake_checks.append(status)
+    ended = crosslens("check", "hooks")
+    assert ended.status == 1
+    assert f"{status} right/2\n  seen at right/2" in ended.out
+    assert "seen at right/0" not in ended.out
+    assert "Traceback" not in ended.err
+
+
+def test_check_prints_json(crosslens: Call, fake_checks: list[Any]) -> None:
+    fake_checks.append("failed")
+    ended = crosslens("check", "hooks", "--json")
+    found = json.loads(ended.out)
+    assert ended.status == 1
+    assert found["summary"] == {"passed": 1, "failed": 1, "xfailed": 1, "xpassed": 0}
+    assert found["checks"][2] == {
+        "id": "right/2",
+        "capability": "capture.residual",
+        "status": "failed",
+        "message": "seen at right/2",
+    }
+
+
+def test_check_can_be_narrowed(crosslens: Call, fake_checks: list[Any]) -> None:
+    assert "hooks: 1 passed" in crosslens("check", "hooks", "-k", "t/0").out
+    del fake_checks[2:]
+    crosslens("check", "hooks", "--model", "tiny-neox", "--model", "tiny-llama")
+    assert fake_checks[2] == ["gpt_neox", "llama"]
+
+
+def test_check_refuses_what_is_not_there(crosslens: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(crosslens("check", "hoks"), "no backend 'hoks'; did you mean 'hooks'?")
+    refused(crosslens("check", "hooks", "--model", "tiny-lama"), "did you mean 'tiny-llama'?")
+    refused(crosslens("check", "hooks", "--model", "smollm2-135m"), "no tiny model 'smollm2-135m'")
+    refused(crosslens("check", "hooks", "-k", "nothing-of-that"), "has 'nothing-of-that' in its id; such an id is")
+    missing(monkeypatch, "crosslens.adapters.conformance.load_backend")
+    refused(crosslens("check", "nnsight"), "pip install 'crosslens[nnsight]'")
+
+
+def test_the_real_kit_runs_from_the_command_line(crosslens: Call) -> None:
+    ended = crosslens("check", "hooks", "--model", "tiny-gpt2", "-k", "right/logits", "--json")
+    found = json.loads(ended.out)
+    assert ended.status == 0
+    assert found["summary"]["passed"] == len(found["checks"]) > 0
+
+
+# ---- run, with real processes
+
+
+def test_a_run_writes_prints_and_can_be_rendered_again(crosslens: Call, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "first"
+    ended = crosslens("run", "--suite", "smoke", "--backend", "hooks", "--task", here(Right), "--out", out)
+    assert ended.status == 0, ended
+    assert "Finding: the residual stream is there" in ended.out
+    assert "tiny-llama has random weights" in ended.out
+    assert "[2/2] hooks · tests.test_runner:Right on tiny-llama: right" in ended.err
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    label = "tests-test_runner-Right.tiny-llama"
+    assert names == {
+        "run.json",
+        "cells.jsonl",
+        "samples.parquet",
+        *(f"results/{label}.{cell}.{end}" for cell in ("reference", "hooks.1") for end in ("npz", "csv")),
+        *(f"tables/{label}.{end}" for end in ("md", "csv")),
+    }
+    run = read_run(out)
+    assert run.samples.groupby("cell").size().tolist() == [12, 12]
+    assert (run.samples[["bare_s", "step_s"]] > 0).all(axis=None)
+    assert run.facts["arguments"]["suite"] == "smoke"
+    assert {"python", "cpu", "cores", "load_average", "git", "memory_bytes"} <= set(run.facts["environment"])
+
+    before = {path.name: path.read_bytes() for path in (out / "tables").iterdir()}
+    again = crosslens("tables", out)
+    assert again.status == 0
+    assert again.out == ended.out, "the same tables, from the folder alone"
+    assert ended.out.endswith(f"The tables are in\n  {out}/tables/{label}.md\n  {out}/tables/{label}.csv\n")
+    assert {path.name: path.read_bytes() for path in (out / "tables").iterdir()} == before
+    assert crosslens("tables", out, "--format", "md").out.encode() == before[f"{label}.md"]
+    assert crosslens("tables", out, "--format", "csv").out.encode() == before[f"{label}.csv"]
+    assert json.loads(crosslens("tables", out, "--format", "json").out)[0]["rows"][1]["result"] == "right"
+    assert r"\toprule" in crosslens("tables", out, "--format", "latex").out
+
+    whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    refused(crosslens("run", "--suite", "smoke", "--backend", "hooks", "--out", out), "already holds a run")
+    refused(crosslens("tables", out, "--format", "xlsx"), "no format 'xlsx'")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == whole
+
+
+def test_ctrl_c_stops_the_worker_and_keeps_what_was_finished(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "crosslens.benchmarks.cli", "run", "--suite", "smoke", "--backend", "hooks"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    runner = subprocess.Popen(
+        [*command, "--task", here(Hangs), "--out", str(out)], env=env, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        child = _child_of_the_hanging_worker(out, runner)
+        runner.send_signal(signal.SIGINT)
+        _, err = runner.communicate(timeout=60)
+    finally:
+        runner.kill()
+    assert runner.returncode == 130
+    assert "the 0 cells that had finished are kept" in err
+    assert "Traceback" not in err
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert sorted(path.name for path in out.iterdir()) == ["cells.jsonl", "results", "run.json", "samples.parquet"]
+
+
+def _child_of_the_hanging_worker(out: Path, runner: subprocess.Popen[str]) -> int:
+    """Wait until the worker hangs; the process that it has started."""
+    for _ in range(1200):
+        for log in out.glob(".*/log"):
+            line = log.read_text()
+            if line.startswith("child") and line.endswith("\n"):
+                return int(line.split()[1])
+        assert runner.poll() is None, "the run ended before its cell hung"
+        time.sleep(0.1)
+    raise AssertionError("the worker did not start")
+
+
+# ---- run, with workers that are not started
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Replaces the worker processes: kind of cell -> its status; the reference is `done`."""
+    statuses = {"reference": "done", "backend": "right"}
+
+    def run_worker(job: Mapping[str, Any], folder: Path, *, timeout: float, follow: Follow) -> Outcome:
+        follow("working", 1, 2)
+        status = statuses[job["kind"]]
+        if status == "interrupt":
+            raise KeyboardInterrupt
+        np.savez(folder / "result.npz", x=np.zeros(1))
+        cell = {"status": status, "reason": None, "figures": {}, "seconds": 1.0, "version": "1.0"}
+        return Outcome(cell, [{"bare_first": True, "bare_s": 1.0, "step_s": 1.1}] * 3)
+
+    monkeypatch.setattr("crosslens.benchmarks.run.run_worker", run_worker)
+    return statuses
+
+
+def smoke(*more: str | Path) -> list[str | Path]:
+    return ["run", "--suite", "smoke", "--backend", "hooks", *more]
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_status"),
+    [("right", 0), ("unsupported", 0), ("wrong", 1), ("vacuous", 1), ("failed", 1), ("crashed", 1), ("timeout", 1)],
+)
+def test_the_exit_status_says_whether_there_are_findings(
+    crosslens: Call, workers: dict[str, str], status: str, exit_status: int
+) -> None:
+    workers["backend"] = status
+    assert crosslens(*smoke("--out", "out")).status == exit_status
+
+
+def test_run_prints_json_alone_on_stdout(crosslens: Call, workers: dict[str, str]) -> None:
+    found = json.loads(crosslens(*smoke("--out", "out", "--json")).out)
+    assert found["out"] == "out"
+    assert [table["task"] for table in found["tables"]] == ["ioi", "characters"]
+    assert [row["backend"] for row in found["tables"][0]["rows"]] == ["bare (control)", "hooks"]
+    assert found["tables"][0]["rows"][1]["ratio"] == {"value": 1.1, "low": 1.1, "high": 1.1}
+
+
+def test_every_name_may_be_given_more_than_once(crosslens: Call, workers: dict[str, str]) -> None:
+    more = ["--model", "tiny-llama", "--model", "tiny-gpt2", "--task", "ioi", "--task", "ioi", "--repeats", "2"]
+    assert crosslens(*smoke("--out", "out", *more)).status == 0
+    cells = read_run(Path("out")).cells
+    assert len(cells) == 2 + 2 * 2
+    assert len({cell["id"] for cell in cells}) == 6
+
+
+def test_without_out_the_folder_is_named_after_the_time(crosslens: Call, workers: dict[str, str]) -> None:
+    assert crosslens(*smoke()).status == 0
+    (made,) = Path("runs").iterdir()
+    assert made.name[:2] == "20"
+    assert (made / "run.json").exists()
+
+
+def test_an_interrupt_keeps_the_cells_before_it(crosslens: Call, workers: dict[str, str]) -> None:
+    workers["backend"] = "interrupt"
+    ended = crosslens(*smoke("--out", "out"))
+    assert ended.status == 130
+    assert "the 2 cells that had finished are kept in out; `crosslens tables out`" in ended.err
+    assert crosslens("tables", "out").status == 0
+
+
+def test_a_backend_of_the_default_set_that_is_missing_is_skipped_aloud(
+    crosslens: Call, workers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing(monkeypatch, "crosslens.benchmarks.plan.load_backend")
+    refused(crosslens(*smoke("--out", "out")), "pip install 'crosslens[nnsight]'")
+    assert not Path("out").exists()
+    ended = crosslens("run", "--suite", "smoke", "--out", "out")
+    assert "nnsight is skipped: " in ended.err
+    assert "nnsight was skipped: " in ended.out
+
+
+# ---- wrong usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--suite", "smok"], "no suite 'smok'; did you mean 'smoke'?"),
+        (["--suite", "smoke", "--backend", "hook"], "no backend 'hook'; did you mean 'hooks'?"),
+        (["--suite", "smoke", "--task", "oii"], "no task 'oii'; did you mean 'ioi'?"),
+        (["--suite", "smoke", "--model", "tiny-gpt"], "did you mean tiny-gpt2"),
+        (["--suite", "smoke", "--model", "./nowhere"], "nowhere"),
+        (["--suite", "smoke", "--repeats", "0"], "--repeats is 0"),
+        (["--suite", "smoke", "--timeout", "-1"], "--timeout is -1"),
+    ],
+)
+def test_run_refuses_before_any_work(crosslens: Call, workers: dict[str, str], arguments: list[str], says: str) -> None:
+    refused(crosslens("run", *arguments, "--out", "out"), says)
+    assert not Path("out").exists()
+
+
+def test_run_refuses_a_folder_that_is_no_model(crosslens: Call, workers: dict[str, str]) -> None:
+    Path("empty").mkdir()
+    refused(crosslens(*smoke("--model", "empty", "--out", "out")), "empty is no model folder")
+    assert not Path("out").exists()
+
+
+def test_run_refuses_folders_that_it_cannot_use(crosslens: Call, workers: dict[str, str]) -> None:
+    Path("file").write_text("mine")
+    refused(crosslens(*smoke("--out", "file")), "--out file is a file")
+    refused(crosslens(*smoke("--out", "file/below")), "file is a file")
+    Path("full").mkdir()
+    Path("full/thesis.tex").write_text("mine")
+    refused(crosslens(*smoke("--out", "full")), "not empty (thesis.tex")
+    assert Path("file").read_text() == Path("full/thesis.tex").read_text() == "mine"
+    assert len(list(Path("full").iterdir())) == 1
+
+
+def test_tables_refuses_what_is_no_run(crosslens: Call, workers: dict[str, str]) -> None:
+    refused(crosslens("tables", "nowhere"), "no folder nowhere")
+    Path("empty").mkdir()
+    refused(crosslens("tables", "empty"), "empty holds no run: it has no run.json")
+    crosslens(*smoke("--out", "out"))
+    with Path("out/cells.jsonl").open("a") as file:
+        file.write('{"id": "torn')
+    refused(crosslens("tables", "out"), "cells.jsonl, line 5, is no JSON (torn")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nonsense"], ["nonsense"], ["run", "--repeats", "many"], ["check"], ["tables"]]
+)
+def test_wrong_usage_is_status_2(crosslens: Call, arguments: list[str]) -> None:
+    assert crosslens(*arguments).status == 2
+
+
+def test_an_error_that_is_no_mistake_of_the_users_is_shown_in_full(
+    crosslens: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(as_json: bool) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("crosslens.benchmarks.listing.list_models", fail)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        crosslens("models")
