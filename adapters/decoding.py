@@ -108,7 +108,7 @@ def decode(
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         assert geometry.position is not None
         read = tokens[:, -1:] if step and use_cache else tokens
-        plan.geometry, plan.captured = geometry, {}
+        plan.geometry, plan.captured, plan.reached = geometry, {}, set()
         plan.kwargs = {
             "input_ids": read,
             "position_ids": geometry.position.clamp(min=0).to(tokens.device),

@@ -25,7 +25,8 @@ from .sites import Site
 class HooksInspector(Inspector):
     """Plain PyTorch hooks on the caller's model.
 
-    `native:PATH` is the output of the submodule at PATH, as `Module.get_submodule` finds it.
+    `native:PATH.output` and `native:PATH.input` are what the submodule at PATH returns and gets, PATH being what
+    `Module.get_submodule` takes.
     """
 
     name: ClassVar[str] = "hooks"
@@ -33,11 +34,14 @@ class HooksInspector(Inspector):
     def _locate(self, site: Site) -> Location:
         if site.kind != "native":
             return super()._locate(site)
+        path, _, side = site.address.rpartition(".")
+        if side not in ("input", "output"):
+            raise SiteError(f"site {site.name!r}: for this backend write native:PATH.output or native:PATH.input")
         try:
-            self.model.get_submodule(site.address)
+            self.model.get_submodule(path)
         except AttributeError as error:
-            raise SiteError(f"site {site.name!r}: {error}; for this backend native:PATH names a submodule") from None
-        return Location(Point(site.address, "output"))
+            raise SiteError(f"site {site.name!r}: {error}") from None
+        return Location(Point(path, side))
 
     def _forward(self, plan: Plan) -> Any:
         probes = plan.probes()

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from .inputs import Geometry, Inputs, left_padded, model_mask, prepare
 from .plan import Location, Plan, Point, StopForward, Visit, locate
 from .run import Generation, Run
 from .sites import Site
+
+if TYPE_CHECKING:
+    from .attribution import Attribution, Target
 
 Metric = Callable[[Tensor], Tensor]
 SiteNames = str | Site | Iterable[str | Site]
@@ -77,6 +80,14 @@ class Inspector(ABC):
             return Location(Point(site.module.path, site.module.side))
         raise self._refusal("capture.native", site)
 
+    def _native_address(self, site: Site, location: Location) -> str:
+        """The library's own spelling of a location; by default `PATH.output` or `PATH.input`."""
+        if not isinstance(location.key, Point) or location.view.layout or location.key.side == "softmax":
+            raise SiteError(
+                f"site {site.name!r}: backend {self.name!r} has no address of its own for exactly this tensor"
+            )
+        return f"{location.key.path}.{location.key.side}"
+
     def _mask(self, mask: Tensor, queries: int) -> Tensor:
         """What the library wants as `attention_mask` for the last `queries` columns of a padded batch."""
         return model_mask(mask, queries, self._dtype)
@@ -103,8 +114,10 @@ class Inspector(ABC):
         return self.supports()
 
     def sites(self) -> list[Site]:
-        """All canonical sites of the model in order of execution; then its modules' inputs and outputs."""
+        """All canonical sites of the model in order of execution; then its modules' outputs, where they can be read."""
         table = self.architecture.sites
+        if not self.capabilities["capture.module"]:
+            return list(table.canonical.values())
         modules = [s for path in sorted(table.modules) for s in table.resolve(f"module:{path}:output")]
         return [*table.canonical.values(), *modules]
 
@@ -210,8 +223,21 @@ class Inspector(ABC):
             self._require("generate.edit")
         return decode(self, ready, capture, edits, sampler, use_cache)
 
-    def attribute(self, inputs: Any, target: Any, *, method: str) -> Any:
-        """Input attribution by one of the library's own methods."""
+    def attribute(
+        self,
+        inputs: Any,
+        target: Target | int,
+        *,
+        method: str,
+        steps: int | None = None,
+        baseline: str | int | Tensor | None = None,
+        site: str | Site | None = None,
+    ) -> Attribution:
+        """What each token of the input contributes to a target: see `AttributionInspector.attribute`.
+
+        Raises:
+            UnsupportedError: this backend's library does not attribute.
+        """
         self._check_open()
         raise self._refusal("attribute")
 
@@ -332,12 +358,11 @@ class Inspector(ABC):
                 output = self._forward(plan)
             except StopForward:
                 output = None
-        wanted = [v.site.name for v in plan.visits if v.capture]
-        missed = [name for name in wanted if name not in plan.captured and name not in plan.live]
+        missed = [visit.site.name for visit in plan.visits if visit.site.name not in plan.reached]
         if missed:
             raise SiteError(
-                f"site {missed[0]!r} did not run in this forward: its module was not called, or the forward stopped "
-                "before it"
+                f"site {missed[0]!r} did not run in this forward: its module was not called, or not that often, or the "
+                "forward stopped before it"
             )
         return output
 

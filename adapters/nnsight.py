@@ -85,7 +85,7 @@ class NNsightInspector(Inspector):
             return Location(self._native(site))
         location = super()._locate(site)
         key: Any = location.key
-        if key[1] == "softmax":
+        if key[1] == "softmax":  # asked now: a forward that has begun is too late for its own operations
             _attention_call(self._sourced.envoys[key[0]])
         return location
 

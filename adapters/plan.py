@@ -114,6 +114,7 @@ class Plan:
         visits: what is done at each site.
         captured: results, filled by the probes: site name -> tensor.
         live: with `grad`, site name -> (the library's tensor in the graph, view).
+        reached: names of the sites that the forward came to.
     """
 
     args: tuple[Any, ...]
@@ -123,6 +124,7 @@ class Plan:
     visits: list[Visit] = field(default_factory=list)
     captured: dict[str, Any] = field(default_factory=dict)
     live: dict[str, tuple[Tensor, View]] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
 
     def probes(self) -> list[Probe]:
         """One probe a location, in order of execution where that is known; made anew at each call."""
@@ -159,34 +161,57 @@ class Probe:
             StopForward: this is the `until` site.
         """
         call, self.calls = self.calls, self.calls + 1
-        for visit in self.visits:
-            if visit.site.kind == "canonical" and isinstance(raw, tuple):  # a module that returns more beside it
-                raw = (self._visit_tensor(visit, raw[0]), *raw[1:])
-            elif visit.site.kind == "canonical":
-                raw = self._visit_tensor(visit, raw)
-            else:
-                raw = self._visit_foreign(visit, raw, call)
-        if any(visit.stop for visit in self.visits):
+        here = [visit for visit in self.visits if self._concerns(visit, call)]
+        for visit in here:  # sites with several names here: a capture by one sees an edit by another
+            if visit.edits or visit.late:
+                raw = self._at_tensor(visit, raw, self._edit)
+        for visit in here:
+            if visit.capture:
+                raw = self._at_tensor(visit, raw, self._capture)
+            self.plan.reached.add(visit.site.name)
+        if any(visit.stop for visit in here):
             raise StopForward
         return raw
 
-    def _visit_tensor(self, visit: Visit, raw: Tensor, name: str | None = None) -> Tensor:
-        if visit.edits:
-            view = visit.location.view
-            site = view.read(raw.clone() if visit.location.shared else raw)
-            for edit in visit.edits:
-                for piece in edit.bind(self.plan.geometry):
-                    site = piece.apply(site)
-            if visit.location.shared:
-                raw.copy_(view.write(raw, site))
-            else:
-                raw = view.write(raw, site)
-        if visit.capture:
-            raw = self._capture(visit, raw, name or visit.site.name)
-        return raw
+    def _concerns(self, visit: Visit, call: int) -> bool:
+        """Whether this call of the module is the one that the visit is for."""
+        if visit.site.kind != "module":
+            return True
+        wanted = visit.site.module.call
+        if wanted is None and call and visit.capture:
+            raise SiteError(
+                f"site {visit.site.name!r}: the module runs more than once in a forward; say which call: "
+                f"{visit.site.name}#0 is the first"
+            )
+        return wanted is None or wanted == call
 
-    def _capture(self, visit: Visit, raw: Tensor, name: str) -> Tensor:
-        view = visit.location.view
+    def _at_tensor(self, visit: Visit, value: Any, act: Callable[[Visit, Tensor], Tensor]) -> Any:
+        """Act on the visit's tensor, which may lie inside a tuple or mapping; returns the value with what came of it."""
+        name, items = visit.site.name, visit.site.module.items if visit.site.kind == "module" else ()
+        if visit.site.kind == "canonical" and isinstance(value, tuple):  # a module that returns more beside it
+            items = (0,)
+        tensor = _pick(value, items, name)
+        if isinstance(tensor, Tensor):
+            new = act(visit, tensor)
+            return value if new is tensor else _put(value, items, new)
+        if visit.late or self.plan.grad:
+            raise SiteError(f"site {name!r} holds {_describe(tensor)}; {_how_to_pick(tensor, name)}")
+        self.plan.captured[name] = tree_map(_own, tensor)
+        return value
+
+    def _edit(self, visit: Visit, raw: Tensor) -> Tensor:
+        view, edits = visit.location.view, visit.edits
+        if visit.late:  # its shape is known only now
+            edits = _check_late(visit, raw, self.plan.geometry)
+        site = view.read(raw.clone() if visit.location.shared else raw)
+        for edit in edits:
+            for piece in edit.bind(self.plan.geometry):
+                site = piece.apply(site)
+        new = view.write(raw, site)
+        return raw.copy_(new) if visit.location.shared else new
+
+    def _capture(self, visit: Visit, raw: Tensor) -> Tensor:
+        view, name = visit.location.view, visit.site.name
         if not self.plan.grad:
             self.plan.captured[name] = view.read(raw).detach().clone(memory_format=torch.contiguous_format)
             return raw
@@ -196,31 +221,6 @@ class Probe:
             raw = raw.requires_grad_() if visit.location.shared else raw.detach().requires_grad_()
         self.plan.live[name] = (raw, view)
         return raw
-
-    def _visit_foreign(self, visit: Visit, value: Any, call: int) -> Any:
-        """A module or native site: shapes, structure and number of calls are known only now."""
-        site = visit.site
-        items: tuple[int | str, ...] = ()
-        if site.kind == "module":
-            address = site.module
-            items = address.items
-            if address.call is not None and address.call != call:
-                return value
-            if address.call is None and call and visit.capture:
-                raise SiteError(
-                    f"site {site.name!r}: the module runs more than once in a forward; say which call: {site.name}#0 "
-                    "is the first"
-                )
-        tensor = _pick(value, items, site.name)
-        if not isinstance(tensor, Tensor):
-            if visit.late or self.plan.grad or visit.stop:
-                raise SiteError(f"site {site.name!r} holds {_describe(tensor)}; {_how_to_pick(tensor, site.name)}")
-            self.plan.captured[site.name] = tree_map(_own, tensor)
-            return value
-        if visit.late:
-            visit = Visit(site, visit.location, _check_late(visit, tensor, self.plan.geometry), capture=visit.capture)
-        new = self._visit_tensor(visit, tensor)
-        return value if new is tensor else _put(value, items, new)
 
 
 def _own(leaf: Any) -> Any:

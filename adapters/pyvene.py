@@ -80,7 +80,8 @@ class PyveneInspector(Inspector):
         self._ready: OrderedDict[tuple[str, ...], _Interventions] = OrderedDict()
 
     def _release(self) -> None:
-        del self._root, self._ready
+        self._ready.clear()
+        del self._root
 
     def _locate(self, site: Site) -> Location:
         if site.kind != "native":
@@ -109,12 +110,13 @@ class PyveneInspector(Inspector):
         model = self._ready.pop(components, None)
         if model is None:
             model = _Interventions(components, self._root)
-        with eager_attention(self.model, plan.needs(lambda site: site.local == "attn.pattern")):
-            output = model.run([visitor for _, visitor in pairs], plan)
-        self._ready[components] = model
-        if len(self._ready) > _KEPT:
-            self._ready.popitem(last=False)
-        return output
+        try:
+            with eager_attention(self.model, plan.needs(lambda site: site.local == "attn.pattern")):
+                return model.run([visitor for _, visitor in pairs], plan)
+        finally:  # also where `until` ended the forward
+            self._ready[components] = model
+            if len(self._ready) > _KEPT:
+                self._ready.popitem(last=False)
 
 
 class _Root(nn.Module):

@@ -36,7 +36,11 @@ class Shadow:
         self._pairs = [(module, memo[id(module)]) for module in model.modules()]
 
     def sync(self) -> None:
-        """Carry over what the caller may have changed since: training mode, module by module."""
+        """Carry over what the caller may have changed since: training mode, and tensors put in the place of others."""
         for original, shadow in self._pairs:
             if shadow.training is not original.training:
                 shadow.training = original.training
+            for theirs, ours in ((original._parameters, shadow._parameters), (original._buffers, shadow._buffers)):
+                for name, tensor in theirs.items():
+                    if ours.get(name) is not tensor:
+                        ours[name] = tensor  # type: ignore[assignment]  # each from the dict of its own kind

@@ -123,6 +123,10 @@ class TransformerLensInspector(Inspector):
         shared = self.architecture.address(site).shared
         return Location(HookKey(self._point(site, block + HOOK_NAMES[site.local]), shared), shared=shared)
 
+    def _native_address(self, site: Site, location: Location) -> str:
+        assert isinstance(location.key, HookKey)
+        return location.key.name
+
     def _point(self, site: Site, name: str) -> str:
         """The hook point's own name, the same for all its aliases."""
         if name not in self._points:

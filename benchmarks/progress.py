@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 _STYLES = {"right": "green", "done": "green", "unsupported": "yellow"}
 
@@ -94,8 +95,8 @@ class Bars(Show):
     def finish(self, cell: str, status: str, reason: str | None, seconds: float) -> None:
         self._bars.advance(self._cells)
         self._bars.update(self._cell, visible=False)
-        style = _STYLES.get(status, "red")
-        self._bars.console.print(outcome(cell, status, reason, seconds), style=style, markup=False, highlight=False)
+        # A Text has its style to itself; one given to `print` would colour the bars below it too.
+        self._bars.console.print(Text(outcome(cell, status, reason, seconds), _STYLES.get(status, "red")))
 
 
 def outcome(cell: str, status: str, reason: str | None, seconds: float) -> str:

@@ -1,8 +1,8 @@
 """Characters: short stories in which only an attribute of the character changes; where does the network feel it?
 
-Every story is told once for each value of nationality, gender, age and occupation, so every contrast is paired: the same
-story, another character. Key figures are taken of every residual stream, attention output, MLP output, neuron layer and
-attention pattern, over the story's real tokens; the unit of replication is the story.
+Every story is told once for each value of nationality, gender, age and occupation, so every contrast is paired: the
+same story, another character. Key figures are taken of every residual stream, attention output, MLP output, neuron
+layer and attention pattern, over the story's real tokens; the unit of replication is the story.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor, nn
 
-from crosslens.adapters import Inspector, InputError
+from crosslens.adapters import InputError, Inspector
 from crosslens.adapters.architectures import describe
 from crosslens.adapters.attention import eager_attention
 from crosslens.adapters.inputs import model_mask
@@ -192,9 +192,10 @@ class Characters(Task):
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row for each (attribute, category, site, kpi), where they differ most first.
 
-        Columns: n stories; mean and sd of the key figure over them; difference, to the attribute's other categories in
-        the same stories; g, the paired effect size of that difference (`effects.Contrast.g`); p of its paired t test; q,
-        the false discovery rate over the whole table. g, p and q are NaN where rounding could make the difference.
+        Columns: n stories; mean and sd of the key figure over them; difference, to the attribute's other categories
+        in the same stories; g, the paired effect size of that difference (`effects.Contrast.g`), which says how regular
+        the difference is and not how large; p of its paired t test; q, the false discovery rate over the whole table.
+        g, p and q are NaN where rounding could make the difference.
         """
         scale, noise = _scale(result["kpis"]), rounding(work.dtype)
         sites, names = (a.ravel() for a in np.meshgrid(work.sites, NAMES, indexing="ij"))
@@ -280,7 +281,7 @@ def _figures(tensor: NDArray[np.float64], *, pattern: bool) -> list[float]:
 
 def _scale(kpi: NDArray[np.float64]) -> NDArray[np.float64]:
     """(site, kpi): the size of the figures that each figure's rounding scales with."""
-    largest = np.abs(kpi).max(axis=0)
+    largest: NDArray[np.float64] = np.abs(kpi).max(axis=0)
     return largest[:, [NAMES.index(_SCALE_OF.get(name, name)) for name in NAMES]]
 
 

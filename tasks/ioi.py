@@ -1,8 +1,8 @@
 """Indirect object identification: which layer and position carry the name that decides the answer?
 
 Two prompts differ in one name: after "When Mary and John went to the store, John gave a drink to" comes Mary; with Mary
-in John's second place comes John. Activation patching puts what the clean prompt has in the residual stream, at one layer and
-position, into the corrupted one, and asks how much of the clean answer comes back.
+in John's second place comes John. Activation patching puts what the clean prompt has in the residual stream, at one
+layer and position, into the corrupted one, and asks how much of the clean answer comes back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crosslens.adapters import Inspector, InputError, replace
+from crosslens.adapters import InputError, Inspector, replace
 from crosslens.adapters.architectures import describe
 
 from . import data
@@ -71,14 +71,14 @@ class IOI(Task):
     """Result, with NaN at positions that a shorter pair lacks:
 
     recovered (pair, layer, position): (patched - corrupt) / (clean - corrupt), where each is the logit of the clean
-        answer minus that of the corrupted one at the last position: 0, the patch does nothing; 1, it restores the answer.
+        answer minus that of the corrupted one at the last position: 0, the patch does nothing; 1, it restores all.
     clean, corrupt (pair,): those logit differences of the prompts themselves.
     scale (pair,): largest logit at the last position of the clean prompt, the measure of rounding.
     """
 
     name: ClassVar[str] = "ioi"
-    question: ClassVar[str] = "At which layer and position does the residual stream carry the name that decides the answer?"
-    source: ClassVar[str] = "activation patching: Meng et al. 2022, arXiv:2202.05262; the task: Wang et al. 2022, arXiv:2211.00593"
+    question: ClassVar[str] = "At which layer and position is the name that decides the answer?"
+    source: ClassVar[str] = "patching: Meng et al. 2022, arXiv:2202.05262; prompts: Wang et al. 2022, arXiv:2211.00593"
     needs: ClassVar[tuple[str, ...]] = ("capture.residual", "edit.replace", "edit.rows", "edit.positions")
     least_effect: ClassVar[float] = 10.0
     """The prompts' logit differences must be this many times what rounding can do apart."""
@@ -111,9 +111,7 @@ class IOI(Task):
             batch = pair.corrupt.repeat(pair.length, 1)
             for layer, site in enumerate(work.sites):
                 value = clean[site]
-                edits = [
-                    replace(site, value[:, p : p + 1], rows=[p], positions=[p]) for p in range(pair.length)
-                ]
+                edits = [replace(site, value[:, p : p + 1], rows=[p], positions=[p]) for p in range(pair.length)]
                 cells = [(layer, p) for p in range(pair.length)]
                 out.patched(i, cells, lens.run(batch, edits=edits).logits)
                 if progress:
@@ -268,8 +266,8 @@ def _pair(tokenizer: Any, key: str, template: str, first: str, second: str) -> P
     changed = [p for p, (a, b) in enumerate(zip(clean, corrupt, strict=False)) if a != b]
     if len(clean) != len(corrupt) or not changed:
         raise InputError(
-            f"task 'ioi', prompt {key!r}: the tokenizer writes {first!r} and {second!r} with {len(clean)} and {len(corrupt)} "
-            "tokens in the same sentence, so that they cannot be exchanged"
+            f"task 'ioi', prompt {key!r}: with {first!r} and {second!r} exchanged, the tokenizer makes {len(clean)} and "
+            f"{len(corrupt)} tokens, of which {len(changed)} differ; a patch needs the same number, and a difference"
         )
     tokens = [tokenizer.decode([token]) for token in corrupt]
     return Pair(key, torch.tensor([clean]), torch.tensor([corrupt]), (answer, other), changed, tokens)

@@ -58,7 +58,7 @@ def kpis(tensor: Tensor, mask: Tensor, *, distributions: bool = False) -> Tensor
         "count": count,
         "mean": mean,
         "sd": torch.linalg.vector_norm(deviation.flatten(1), dim=1) / count.sqrt(),
-        "abs_mean": torch.linalg.vector_norm(x.flatten(1), 1, dim=1) / count,
+        "abs_mean": x.abs().flatten(1).sum(1) / count,
         "rms": torch.linalg.vector_norm(norms, dim=1) / count.sqrt(),
         "abs_max": torch.maximum(-low, high),
         "min": low,
@@ -85,8 +85,8 @@ def _check(tensor: Tensor, mask: Tensor) -> None:
     fits = mask.dtype == torch.bool and mask.ndim == tensor.ndim and len(mask) == len(tensor)
     if not fits or any(m not in (1, size) for m, size in zip(mask.shape, shape, strict=True)):
         raise InputError(
-            f"the mask is {mask.dtype} of shape {tuple(mask.shape)}; for a tensor of shape {shape} it must be torch.bool of "
-            "that shape, or with 1 in place of any axis but the first"
+            f"the mask is {mask.dtype} of shape {tuple(mask.shape)}; for a tensor of shape {shape} it must be bool "
+            "of that shape, or with 1 in place of any axis but the first"
         )
     empty = ~mask.flatten(1).any(1)
     if bool(empty.any()):

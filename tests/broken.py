@@ -109,11 +109,12 @@ class CapturesBeforeEdits(HooksInspector):
 
     def _attach(self, probe: Probe, softmax: Any) -> Any:
         class Early(Probe):
-            def _visit_tensor(self, visit: Any, raw: Any, name: str | None = None) -> Any:
-                if visit.capture and not self.plan.grad:
-                    self._capture(visit, raw, visit.site.name)
-                    visit = dataclasses.replace(visit, capture=False)
-                return super()._visit_tensor(visit, raw, name)
+            def __call__(self, raw: Any) -> Any:
+                for visit in self.visits:
+                    if visit.capture and not self.plan.grad:
+                        self._at_tensor(visit, raw, self._capture)
+                        visit.capture = False
+                return super().__call__(raw)
 
         return super()._attach(Early(probe.key, probe.visits, probe.plan), softmax)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 
 from crosslens.adapters import CAPABILITIES, BackendNotInstalledError
 from crosslens.adapters.conformance import Outcome as CheckOutcome
-from crosslens.benchmarks import cli
+from crosslens.benchmarks import cli, progress
 from crosslens.benchmarks.launch import Follow, Outcome
 from crosslens.benchmarks.store import read_run
 
@@ -370,6 +372,38 @@ def test_a_backend_of_the_default_set_that_is_missing_is_skipped_aloud(
     ended = crosslens("run", "--suite", "smoke", "--out", "out")
     assert "nnsight is skipped: " in ended.err
     assert "nnsight was skipped: " in ended.out
+
+
+# ---- progress
+
+
+def test_on_a_terminal_there_is_a_bar_for_the_cells_and_one_for_the_cell() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120, color_system=None)
+    with progress.show(console, 2) as told:
+        assert isinstance(told, progress.Bars)
+        told.start("hooks · ioi")
+        told.follow("running the task", 7, 20)
+        told._bars.refresh()
+        told.finish("hooks · ioi", "crashed", "the process ended with [SIGSEGV]", 1.25)
+        told._bars.refresh()
+    text = screen.getvalue()
+    assert "hooks · ioi: running the task" in text
+    assert "7/20" in text
+    assert "1/2" in text
+    assert "hooks · ioi: crashed, 1.2 s: the process ended with [SIGSEGV]" in text
+
+
+def test_elsewhere_there_are_plain_lines() -> None:
+    screen = io.StringIO()
+    with progress.show(Console(file=screen, width=40), 2) as told:
+        told.start("hooks · ioi")
+        told.follow("running the task", 7, 20)
+        told.finish("hooks · ioi", "failed", "a reason that is longer than a line of this console", 3.0)
+    assert screen.getvalue().splitlines() == [
+        "[1/2] hooks · ioi ...",
+        "[1/2] hooks · ioi: failed, 3.0 s: a reason that is longer than a line of this console",
+    ]
 
 
 # ---- wrong usage

@@ -159,7 +159,8 @@ class Again(nn.Module):
         self.step = nn.Tanh()
 
     def forward(self, x: Tensor, y: Tensor, *, times: int = 1) -> Tensor:
-        return self.step(self.step(x)) * times + y
+        out: Tensor = self.step(self.step(x)) * times + y
+        return out
 
 
 def test_a_module_run_twice_can_be_edited_and_any_arguments_are_passed() -> None:
@@ -206,8 +207,9 @@ def test_an_intervenable_model_is_made_once_for_the_same_sites(monkeypatch: pyte
     kept = weakref.ref(value)
     for _ in range(2):
         lens.run(IDS, capture="blocks.0.resid_post")
-        lens.run(IDS, edits=[replace("blocks.0.resid_post", value)])
         lens.generate(IDS, max_new_tokens=3, capture="blocks.0.resid_post")
+        lens.run(IDS, capture="blocks.0.resid_post", until="blocks.0.resid_post")
+        lens.run(IDS, edits=[replace("blocks.0.resid_post", value)])
     assert len(made) == 1
     del value
     gc.collect()

@@ -44,6 +44,9 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
         yield on("order-free", "edits-of-many-sites-in-any-order", ("edit.scale",), _edits_any_order, plain)
         yield on("order-free", "edits-of-one-site-in-given-order", ("edit.add", "edit.scale"), _given_order, plain)
         yield on("order-free", "capture-sees-edit", (*read, "edit.zero"), _capture_sees_edit, plain)
+        yield on("order-free", "capture-under-another-name", (*read, "edit.zero", "capture.module"), _other_name, plain)
+        yield on("right", "native-address", ("capture.native", "edit.zero"), _native, plain)
+        yield on("right", "parameter-put-in-place-of-another", read, _new_parameter, plain)
         yield on("right", "until", (*read, "until"), _until, plain)
         yield on("right", "gradients-of-frozen-model", ("gradients",), _frozen, plain)
         yield on("right", "gradients-under-edits", ("gradients", "edit.positions"), _edited_gradient, plain)
@@ -145,6 +148,36 @@ def _capture_sees_edit(context: Context, scene: Scene) -> None:
             continue  # has its own checks
         run = context.lens(scene).run(scene.inputs, capture=[site], edits=[zero(site)])
         assert not run[site].any(), f"{site} does not show its edit"
+
+
+def _other_name(context: Context, scene: Scene) -> None:
+    path = {"llama": "model.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}[scene.family]
+    other = f"module:{path}.{LAYER}:output"
+    for captured, edited in ((other, RESID), (RESID, other)):
+        run = context.lens(scene).run(scene.inputs, capture=[captured], edits=[zero(edited)])
+        assert not run[captured].any(), f"{captured} does not show the edit of {edited}, the same tensor"
+
+
+def _native(context: Context, scene: Scene) -> None:
+    lens, site = context.lens(scene), f"blocks.{LAYER}.mlp.out"
+    native = f"native:{lens.native_address(site)}"
+    run = lens.run(scene.inputs, capture=[native])
+    scene.assert_close(run[native], scene.truth.sites[site], site, native)
+    want = scene.oracle.run(scene.ids, edits=[zero(site)]).logits
+    scene.assert_close(
+        lens.run(scene.inputs, edits=[zero(native)]).logits, want, "logits", f"logits after zero at {native}"
+    )
+    expect(SiteError, lambda: lens.run(scene.inputs, capture=["native:no.such.thing"]), "no.such.thing")
+
+
+def _new_parameter(context: Context, scene: Scene) -> None:
+    """A parameter that the caller puts in the place of another counts from the next run on."""
+    model, tokenizer = context.fresh(scene.family)
+    with context.backend(model, tokenizer) as lens:
+        lens.run(scene.inputs)
+        head = model.get_submodule("lm_head")
+        head.weight = torch.nn.Parameter(head.weight.detach() * 2)
+        scene.assert_close(lens.run(scene.inputs).logits, 2 * scene.truth.logits, "logits", "after a new parameter")
 
 
 # ---- early stop, gradients

@@ -94,6 +94,7 @@ def _runs_three_times(context: Context) -> None:
             assert torch.allclose(run[f"module:again:output#{i}"], want, atol=1e-12), f"call {i}"
             x = want.tanh()
         expect(SiteError, lambda: lens.run(X.repeat(1, 2)[:, :6], capture="module:again:output"), "#0")
+        expect(SiteError, lambda: lens.run(X.repeat(1, 2)[:, :6], edits=[zero("module:again:output#3")]), "#3")
         edited = lens.run(X.repeat(1, 2)[:, :6], edits=[zero("module:again:output#2")])
         assert not edited.output["sum"].any(), "an edit of the third call did not arrive"
 

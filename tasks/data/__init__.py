@@ -32,8 +32,8 @@ class Prompts:
 def read_stories(path: Path = _FOLDER / "characters-v1.jsonl") -> pd.DataFrame:
     """Short stories in which only an attribute of the character changes, one a row.
 
-    Columns, all text: id; text; attribute; category, the attribute's value; pair, the stories that differ in the category
-    alone; template, the story told.
+    Columns, all text: id; text; attribute; category, the attribute's value; pair, the stories that differ in the
+    category alone; template, the story told.
 
     Raises:
         InputError: the file cannot be read, a line is no story, or the stories are not balanced: every pair must hold
@@ -58,8 +58,8 @@ def read_stories(path: Path = _FOLDER / "characters-v1.jsonl") -> pd.DataFrame:
         if not (counts == 1).all(axis=None):
             pair, category = counts[counts != 1].stack().index[0]
             raise InputError(
-                f"{path}: pair {pair!r} has {counts.loc[pair, category]} stories of {attribute} {category!r}; each pair "
-                "must have one of every category"
+                f"{path}: pair {pair!r} has {counts.loc[pair, category]} stories of {attribute} {category!r}; each "
+                "pair must have one of every category"
             )
     return table
 
@@ -68,7 +68,7 @@ def read_prompts(path: Path = _FOLDER / "ioi-v1.json") -> Prompts:
     """Prompts and names for indirect object identification.
 
     Raises:
-        InputError: the file cannot be read, or a template lacks a slot or does not begin with a word before its names.
+        InputError: the file cannot be read, or holds no templates with their slots between spaces and no names.
     """
     text = _read(path)
     try:
@@ -83,8 +83,8 @@ def read_prompts(path: Path = _FOLDER / "ioi-v1.json") -> Prompts:
             template["text"].count(f" {{{slot}}} ") != 1 for slot in "ABS"
         ):
             raise InputError(
-                f"{path}: template {template!r} must be an object of texts id and text, with {{A}}, {{B}} and {{S}} once "
-                "each, all between spaces"
+                f"{path}: template {template!r} must be an object of texts id and text, with {{A}}, {{B}} and {{S}} "
+                "once each, all between spaces"
             )
     if not all(isinstance(name, str) and name.isalpha() for name in names) or len(set(names)) < len(names):
         raise InputError(f"{path}: 'names' must be different names of letters only")
