@@ -121,6 +121,17 @@ class Inspector(ABC):
         modules = [s for path in sorted(table.modules) for s in table.resolve(f"module:{path}:output")]
         return [*table.canonical.values(), *modules]
 
+    def native_address(self, site: str | Site) -> str:
+        """The library's own address of a canonical site, as `native:ADDRESS` takes it.
+
+        Raises:
+            SiteError: no such site, or the library has no address for exactly this tensor.
+            UnsupportedError: the backend has no native addresses.
+        """
+        self._require("capture.native")
+        (found,) = self._resolve(site)
+        return self._native_address(found, self._locate(found))
+
     def run(
         self,
         inputs: Any,

@@ -13,8 +13,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import torch
 
 from crosslens.adapters import Inspector, UnsupportedError, load_backend
 from crosslens.tasks import Result, Task, load_model
+from crosslens.tasks.base import Progress
 
 from .environment import library_version
 from .memory import PeakMemory, resident
@@ -46,9 +45,8 @@ class Report:
         self._progress = (folder / "progress").open("a", encoding="utf-8")
         self._reported = 0.0
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """A part of the work, by name; gives the function to report its progress with."""
+    def stage(self, name: str) -> Progress:
+        """Start a part of the work; gives the function to report its progress with."""
         self.cell["stage"] = name
         self.save()
         self._line(name, 0, 0)
@@ -59,7 +57,7 @@ class Report:
                 self._reported = now
                 self._line(name, done, total)
 
-        yield progress
+        return progress
 
     def end(self, status: str, reason: str | None = None) -> None:
         """The cell's outcome, and why."""
@@ -80,7 +78,7 @@ class Report:
     def keep(self, task: Task, result: Result, work: Any) -> None:
         """Keep the result arrays, the task's own table of them, and its finding."""
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in result.items()}
-        np.savez_compressed(self.folder / "result.npz", **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(self.folder / "result.npz", allow_pickle=False, **arrays)
         task.table(result, work).to_csv(self.folder / "result.csv", index=False)
         self.cell["headline"] = task.headline(result, work)
 
@@ -91,15 +89,16 @@ class Report:
 
 def reference(job: dict[str, Any], report: Report) -> None:
     """Compute what backends are compared with; then time the bare forward against itself, as a control."""
-    task, memory = find_task(job["task"]), PeakMemory()
+    figures, memory = report.cell["figures"], PeakMemory()
+    task = find_task(job["task"])
     model, _, work = _load(job, task, report)
-    with report.stage("computing the reference") as progress:
-        start = time.perf_counter()
-        result = task.reference(model, work, progress)
-        report.cell["figures"]["task_s"] = time.perf_counter() - start
+    progress = report.stage("computing the reference")
+    start = time.perf_counter()
+    result = task.reference(model, work, progress)
+    figures["task_s"] = time.perf_counter() - start
     report.keep(task, result, work)
     _time(job, report, task.bare(model, work), task.bare(model, work))
-    report.cell["figures"]["peak_bytes"] = memory.whole()
+    figures["peak_bytes"] = memory.whole()
     report.end("done")
 
 
@@ -109,10 +108,10 @@ def backend(job: dict[str, Any], report: Report) -> None:
     task = find_task(job["task"])
     import transformers  # noqa: F401  before the clock starts: whoever uses a backend here has it anyway
 
-    with report.stage("importing the backend"):
-        start = time.perf_counter()
-        kind = load_backend(job["backend"])
-        figures["import_s"] = time.perf_counter() - start
+    report.stage("importing the backend")
+    start = time.perf_counter()
+    kind = load_backend(job["backend"])
+    figures["import_s"] = time.perf_counter() - start
     report.cell["library"] = kind.library or "torch"
     report.cell["version"] = library_version(report.cell["library"])
     states = kind.supports()
@@ -122,19 +121,19 @@ def backend(job: dict[str, Any], report: Report) -> None:
         return
     model, tokenizer, work = _load(job, task, report)
     bare = task.bare(model, work)
-    with report.stage("timing the bare forward alone"):
-        seconds(bare, 2)
-        with no_garbage_collection():
-            figures["bare_alone_s"] = float(np.median([seconds(bare, 1) for _ in range(_ALONE)]))
+    report.stage("timing the bare forward alone")
+    seconds(bare, 2)
+    with no_garbage_collection():
+        figures["bare_alone_s"] = float(np.median([seconds(bare, 1) for _ in range(_ALONE)]))
     figures["loaded_bytes"], marked = resident(), memory.mark()
-    with report.stage("wrapping the model"):
-        start = time.perf_counter()
-        lens = kind(model, tokenizer)
-        figures["wrap_s"] = time.perf_counter() - start
+    report.stage("wrapping the model")
+    start = time.perf_counter()
+    lens = kind(model, tokenizer)
+    figures["wrap_s"] = time.perf_counter() - start
     try:
         _use(lens, task, work, job, report)
         if marked:
-            figures["rise_bytes"] = memory.since_mark() - figures["loaded_bytes"]
+            figures["rise_bytes"] = max(0, memory.since_mark() - figures["loaded_bytes"])
         if report.cell["status"] == "right":
             _time(job, report, task.step(lens, work), bare)
     finally:
@@ -145,30 +144,29 @@ def backend(job: dict[str, Any], report: Report) -> None:
 
 
 def _load(job: dict[str, Any], task: Task, report: Report) -> tuple[Any, Any, Any]:
-    with report.stage("loading the model"):
-        start = time.perf_counter()
-        model, tokenizer = load_model(
-            job["model"], dtype=getattr(torch, job["dtype"]), attn_implementation=job["attn_implementation"]
-        )
-        report.cell["figures"]["load_s"] = time.perf_counter() - start
-    with report.stage("preparing the data"):
-        return model, tokenizer, task.prepare(model, tokenizer, size=job["size"])
+    """The model, its tokenizer and the task's data."""
+    report.stage("loading the model")
+    start = time.perf_counter()
+    dtype = getattr(torch, job["dtype"])
+    model, tokenizer = load_model(job["model"], dtype=dtype, attn_implementation=job["attn_implementation"])
+    report.cell["figures"]["load_s"] = time.perf_counter() - start
+    report.stage("preparing the data")
+    return model, tokenizer, task.prepare(model, tokenizer, size=job["size"])
 
 
 def _use(lens: Inspector, task: Task, work: Any, job: dict[str, Any], report: Report) -> None:
     """First call, the whole task, and its score against the reference."""
     figures = report.cell["figures"]
-    with report.stage("first call"):
-        step = task.step(lens, work)
-        figures["first_call_s"] = seconds(step, 1)
-    with report.stage("running the task") as progress:
-        start = time.perf_counter()
-        result = task.run(lens, work, progress)
-        figures["task_s"] = time.perf_counter() - start
-    with report.stage("comparing with the reference"):
-        report.keep(task, result, work)
-        with np.load(job["reference"]) as stored:
-            score = task.score(result, dict(stored), work, job["dtype"])
+    report.stage("first call")
+    figures["first_call_s"] = seconds(task.step(lens, work), 1)
+    progress = report.stage("running the task")
+    start = time.perf_counter()
+    result = task.run(lens, work, progress)
+    figures["task_s"] = time.perf_counter() - start
+    report.stage("comparing with the reference")
+    report.keep(task, result, work)
+    with np.load(job["reference"]) as stored:
+        score = task.score(result, dict(stored), work, job["dtype"])
     report.cell["score"] = asdict(score)
     if not score.right:
         report.end("wrong", f"largest relative error {score.max_rel_error:.2g}; the result has no time")
@@ -179,8 +177,8 @@ def _use(lens: Inspector, task: Task, work: Any, job: dict[str, Any], report: Re
 
 
 def _time(job: dict[str, Any], report: Report, step: Call, bare: Call) -> None:
-    with report.stage("timing") as progress:
-        timing = time_pairs(step, bare, Sampling(**job["sampling"]), seed=job["seed"], progress=progress)
+    progress = report.stage("timing")
+    timing = time_pairs(step, bare, Sampling(**job["sampling"]), seed=job["seed"], progress=progress)
     report.cell["timing"] = {"pairs": len(timing.pairs), "calls": timing.calls, "warmups": timing.warmups}
     report.samples = [asdict(pair) for pair in timing.pairs]
 

@@ -310,7 +310,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         if status == "interrupt":
             raise KeyboardInterrupt
         np.savez(folder / "result.npz", x=np.zeros(1))
-        cell = {"status": status, "reason": None, "figures": {}, "seconds": 1.0, "version": "1.0"}
+        cell: dict[str, Any] = {"status": status, "reason": None, "figures": {}, "seconds": 1.0, "version": "1.0"}
         return Outcome(cell, [{"bare_first": True, "bare_s": 1.0, "step_s": 1.1}] * 3)
 
     monkeypatch.setattr("crosslens.benchmarks.run.run_worker", run_worker)

@@ -32,6 +32,7 @@ from crosslens.benchmarks.run import execute, facts
 from crosslens.benchmarks.store import RunFolder, read_run
 from crosslens.benchmarks.tables import tables
 from crosslens.benchmarks.timing import Sampling, time_pairs
+from crosslens.tasks import load_model
 from crosslens.tasks.base import Progress, Result, Score, Size, Task
 
 ROOT = Path(__file__).parent.parent
@@ -167,8 +168,9 @@ def a_job(task: type[Task], **more: Any) -> dict[str, Any]:
 def in_this_process(task: type[Task], folder: Path, **more: Any) -> worker.Report:
     """What a worker would do, without its process."""
     reference = folder / "reference.npz"
-    model, _ = planning.load_model("tiny-llama")
-    np.savez(reference, **Right().reference(model, torch.arange(3, 11)[None]))
+    model, _ = load_model("tiny-llama")
+    truth = Right().reference(model, torch.arange(3, 11)[None])
+    np.savez(reference, residual=truth["residual"])
     report = worker.Report(folder)
     worker.backend(a_job(task, reference=str(reference), **more), report)
     return report

@@ -54,12 +54,11 @@ def read_stories(path: Path = _FOLDER / "characters-v1.jsonl") -> pd.DataFrame:
     if table["id"].duplicated().any():
         raise InputError(f"{path}: the id {table['id'][table['id'].duplicated()].iloc[0]!r} is there twice")
     for attribute, group in table.groupby("attribute"):
-        counts = pd.crosstab(group["pair"], group["category"])
-        if not (counts == 1).all(axis=None):
-            pair, category = counts[counts != 1].stack().index[0]
+        counts = pd.crosstab(group["pair"], group["category"]).stack()
+        for (pair, category), count in counts[counts != 1].items():
             raise InputError(
-                f"{path}: pair {pair!r} has {counts.loc[pair, category]} stories of {attribute} {category!r}; each "
-                "pair must have one of every category"
+                f"{path}: pair {pair!r} has {count} stories of {attribute} {category!r}; each pair must have one of "
+                "every category"
             )
     return table
 
