@@ -37,8 +37,8 @@ METHODS: dict[str, str] = {
     "layer_gradient_x_activation": "activation at `site` times d target / d activation",
     "attention": "attention after softmax from the target's position, mean over layers and heads; the token plays no part",
     "value_zeroing": "1 - cosine of each block's output at the target's position with and without that token's value "
-    "vectors, in float32, normalised to sum 1, mean over layers; the token plays no part (Mohebbi et al. 2023, "
-    "arXiv:2301.12971)",
+    "vectors, in float32, 0 below 1e-5, normalised to sum 1, mean over layers; the token plays no part (Mohebbi et al. "
+    "2023, arXiv:2301.12971)",
 }
 """Method -> what a score is, one line each."""
 

@@ -40,6 +40,7 @@ from inseq.attr.step_functions import logit_fn, probability_fn  # noqa: E402
 from inseq.data import BatchEmbedding, BatchEncoding, DecoderOnlyBatch  # noqa: E402
 from inseq.models.huggingface_model import HuggingfaceDecoderOnlyModel  # noqa: E402
 from inseq.models.model_config import ModelConfig  # noqa: E402
+from inseq.utils.hooks import get_last_variable_assignment_position  # noqa: E402
 
 logging.getLogger("urllib3").setLevel(_LEVEL)
 
@@ -87,16 +88,25 @@ class InseqInspector(AttributionInspector):
             attribution.attribute_step = partial(FeatureAttribution.attribute_step, attribution)
         if method == "value_zeroing":
             attribution.method = _ValueZeroing(wrapped)
-            wrapped.config = ModelConfig(self._attention_modules()[0].rpartition(".")[2], "value_states")
+            wrapped.config = self._value_vectors()
         step = self._step(attribution, rows, options, eager=method == "attention")
         units = step.target_attributions
         if method == "occlusion":
             return units[..., 0], None  # the same at every unit of a token
+        if method == "value_zeroing" and not units[:, :, -1].any():
+            raise UnsupportedError("value zeroing through inseq changed nothing: its trace function did not take effect")
         if method in ("attention", "value_zeroing"):
             return units[:, :, -1], None  # of the last query
         if rows.location is not None:
             units = rows.location.view.read(units)
         return units, (step.step_scores or {}).get("deltas")
+
+    def _value_vectors(self) -> ModelConfig:
+        """Where value zeroing finds what it sets to zero: a local variable in the forward of each attention module."""
+        path, name = self._attention_modules()[0], "value_states"
+        if get_last_variable_assignment_position(self._wrapped.model.get_submodule(path), name) is None:
+            raise UnsupportedError(f"value zeroing through inseq: the forward of {path!r} has no variable {name!r}")
+        return ModelConfig(path.rpartition(".")[2], name)
 
     def _step(self, attribution: Any, rows: Rows, options: dict[str, Any], eager: bool) -> Any:
         self._shadow.sync()

@@ -186,7 +186,7 @@ class Probe:
         return wanted is None or wanted == call
 
     def _at_tensor(self, visit: Visit, value: Any, act: Callable[[Visit, Tensor], Tensor]) -> Any:
-        """Act on the visit's tensor, which may lie inside a tuple or mapping; returns the value with what came of it."""
+        """Act on the visit's tensor, which may lie in a tuple or mapping; returns the value with what came of it."""
         name, items = visit.site.name, visit.site.module.items if visit.site.kind == "module" else ()
         if visit.site.kind == "canonical" and isinstance(value, tuple):  # a module that returns more beside it
             items = (0,)

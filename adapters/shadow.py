@@ -43,4 +43,4 @@ class Shadow:
             for theirs, ours in ((original._parameters, shadow._parameters), (original._buffers, shadow._buffers)):
                 for name, tensor in theirs.items():
                     if ours.get(name) is not tensor:
-                        ours[name] = tensor  # type: ignore[assignment]  # each from the dict of its own kind
+                        ours[name] = tensor

@@ -13,16 +13,20 @@ from rich.console import Console
 
 app = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="One Inspector interface over the interpretability libraries, and a benchmark of what each gets right and "
-    "what it costs.\n\n"
-    "  crosslens backends                       what is there and what it can do\n\n"
-    "  crosslens check hooks                    prove a backend against the oracle\n\n"
-    "  crosslens run --suite smoke              a first benchmark, in about a minute\n\n"
-    "  crosslens run --out runs/first           the default benchmark, on a real model\n\n"
-    "  crosslens tables runs/first --format md  its tables again",
+    help="""One Inspector interface over the interpretability libraries, and a benchmark of what each gets right and
+what it costs.
+
+Start here:
+
+- `crosslens backends`: what is there, and what it can do
+- `crosslens check hooks`: prove a backend against the oracle
+- `crosslens run --suite smoke`: a first benchmark, in about a minute
+- `crosslens run --out runs/first`: the default benchmark, on a real model
+- `crosslens tables runs/first --format md`: its tables again
+""",
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
@@ -92,7 +96,7 @@ def tasks(as_json: AsJson = False) -> None:
 def check(
     name: Annotated[str, typer.Argument(help="A backend; `crosslens backends` lists them.")],
     model: Annotated[
-        list[str] | None, typer.Option(help="A tiny model to check on, such as tiny-llama; may be repeated. [all]")
+        list[str] | None, typer.Option(help="A tiny model to check on, such as tiny-llama; may be repeated; else all.")
     ] = None,
     only: Annotated[str | None, typer.Option("-k", help="Run only the checks whose id contains this text.")] = None,
     as_json: AsJson = False,
@@ -102,9 +106,10 @@ def check(
     What a backend says it cannot do must fail: if it passes, its table of capabilities is out of date, and that counts
     as a failure too. Exit status 1 if anything fails.
 
-      crosslens check nnsight
+    Examples:
 
-      crosslens check hooks --model tiny-gpt2 -k padding
+    - `crosslens check nnsight`
+    - `crosslens check hooks --model tiny-gpt2 -k padding`
     """
     from .checking import check_backend
 
@@ -114,16 +119,18 @@ def check(
 
 @app.command()
 def run(
-    suite: Annotated[str, typer.Option(help="smoke: tiny model, about a minute. default. full: hours.")] = "default",
-    backend: Annotated[list[str] | None, typer.Option(help="May be repeated. [all that are installed]")] = None,
+    suite: Annotated[
+        str, typer.Option(help="smoke: a tiny model, about a minute; default: a real one; full: every model, hours.")
+    ] = "default",
+    backend: Annotated[list[str] | None, typer.Option(help="May be repeated; else all that are installed.")] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; your own is package.module:Class. [all]")
+        list[str] | None, typer.Option(help="May be repeated; else all. Your own is package.module:Class.")
     ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="May be repeated. [the suite's]")] = None,
-    repeats: Annotated[int | None, typer.Option(help="Processes for each cell. [the suite's]")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that a cell may take. [the suite's]")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="May be repeated; else the suite's.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Processes for each cell; else as many as the suite has.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that a cell may take; else the suite's limit.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of cells and of samples.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="A new or empty folder. [runs/DATE-TIME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new or empty folder; else runs/DATE-TIME.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run tasks through backends: is the result right, and what does it cost?
@@ -131,11 +138,11 @@ def run(
     Each (backend, task, model) has a process of its own; a crash is a result, and the run goes on. Everything is
     written to the folder as it finishes. Exit status 1 if a cell is wrong, vacuous or fails.
 
-      crosslens run --suite smoke
+    Examples:
 
-      crosslens run --backend hooks --backend nnsight --task ioi --repeats 3 --out runs/ioi
-
-      crosslens run --model my-folder/my-model --task characters
+    - `crosslens run --suite smoke`
+    - `crosslens run --backend hooks --backend nnsight --task ioi --repeats 3 --out runs/ioi`
+    - `crosslens run --model my-folder/my-model --task characters`
     """
     from .commands import run_command
 
@@ -160,16 +167,18 @@ def tables(
     form: Annotated[
         str | None, typer.Option("--format", help="md, csv, latex or json, on stdout; writes nothing.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Print the tables of a run again, from its raw figures, and write them to its `tables` folder.
+    """Print the tables of a run again, from its raw figures, and write them to its tables folder.
 
-    crosslens tables runs/first
+    Examples:
 
-    crosslens tables runs/first --format latex > table.tex
+    - `crosslens tables runs/first`
+    - `crosslens tables runs/first --format latex > table.tex`
     """
     from .commands import tables_command
 
-    tables_command(folder, form)
+    tables_command(folder, "json" if as_json and form is None else form)
 
 
 if __name__ == "__main__":

@@ -256,6 +256,7 @@ def test_a_run_writes_prints_and_can_be_rendered_again(crosslens: Call, tmp_path
     assert crosslens("tables", out, "--format", "md").out.encode() == before[f"{label}.md"]
     assert crosslens("tables", out, "--format", "csv").out.encode() == before[f"{label}.csv"]
     assert json.loads(crosslens("tables", out, "--format", "json").out)[0]["rows"][1]["result"] == "right"
+    assert crosslens("tables", out, "--json").out == crosslens("tables", out, "--format", "json").out
     assert r"\toprule" in crosslens("tables", out, "--format", "latex").out
 
     whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -18,7 +18,7 @@ from crosslens.adapters.errors import InputError
 from crosslens.adapters.inspector import Inspector
 from crosslens.adapters.registry import load_backend
 
-from . import behaviour, networks, refusals, residue, right
+from . import attributions, behaviour, networks, refusals, residue, right
 from .kit import FAMILIES, Check, Context, Outcome, Promise
 
 __all__ = ["FAMILIES", "Check", "Outcome", "Promise", "conformance_checks"]
@@ -39,6 +39,6 @@ def conformance_checks(backend: str | type[Inspector], families: Sequence[str] =
         raise InputError(f"the kit has no oracle for {sorted(unknown)}; it has {', '.join(FAMILIES)}")
     context = Context(load_backend(backend) if isinstance(backend, str) else backend)
     found: list[Check] = []
-    for module in (right, networks, behaviour, residue, refusals):
+    for module in (right, networks, behaviour, residue, refusals, attributions):
         found += module.checks(context, families)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from crosslens.adapters.edits import Edit, add, apply, replace, scale, zero
 from crosslens.adapters.errors import ClosedError, SiteError
@@ -200,14 +200,14 @@ def _until(context: Context, scene: Scene) -> None:
     scene.assert_close(lens.run(scene.inputs).logits, scene.truth.logits, "logits", "full run after stopped ones")
 
 
-class _CountOperations(TorchDispatchMode):
+class _CountOperations(TorchFunctionMode):
     """Counts the tensor operations that really run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
 

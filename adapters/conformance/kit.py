@@ -30,8 +30,8 @@ FAMILIES = ("llama", "gpt2", "gpt_neox")
 NOISE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 1e-1}
 """Largest error allowed in a dtype, relative to the largest magnitude of the tensor; a wrong tensor is off by about 1.
 
-Even in a float64 model some steps are computed in float32 (llama's norms, rotary tables, the softmax of eager attention),
-and not the same ones in every implementation of attention: what is left in float64 is the rounding of those.
+Even in a float64 model some steps are computed in float32 (llama's norms, rotary tables, the softmax of eager
+attention), and not the same ones in every implementation of attention: what is left is the rounding of those.
 """
 
 
