@@ -140,6 +140,12 @@ class _Model(HuggingfaceDecoderOnlyModel):  # type: ignore[misc]
         self._device = str(self.model.device)
         self.is_distributed = False
 
+    def _forward_with_output(
+        self, batch: Any, target_ids: Any, attributed_fn: Any, use_embeddings: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As inseq's, which takes `target_ids` for `use_embeddings`."""
+        return self.get_forward_output(batch, use_embeddings, **kwargs)
+
     def get_forward_output(self, batch: Any, use_embeddings: bool = True, **kwargs: Any) -> Any:
         return super().get_forward_output(batch, use_embeddings, use_cache=False, **kwargs)
 

@@ -72,7 +72,8 @@ class PyveneInspector(Inspector):
             "upstream",
             "pyvene reads and writes what goes in and out of modules; attention after softmax is made and used inside "
             "one, and comes out of it, where it can be read, when an edit is too late",
-        )
+        ),
+        "attribute": Support("upstream", "pyvene has interventions and their training, and no methods of attribution"),
     }
 
     def _open(self) -> None:
@@ -104,7 +105,9 @@ class PyveneInspector(Inspector):
         return Location(site.address)
 
     def _forward(self, plan: Plan) -> Any:
-        pairs = [pair for probe in plan.probes() for pair in _visitors(probe, plan.grad)]
+        # a native name may mean the tensor of a site: what only reads there comes after what edits it
+        probes = sorted(plan.probes(), key=lambda probe: isinstance(probe.key, str) and not probe.edits)
+        pairs = [pair for probe in probes for pair in _visitors(probe, plan.grad)]
         components = tuple(component for component, _ in pairs)
         # taken out while it runs: an edit's function may start another forward of the same sites
         model = self._ready.pop(components, None)

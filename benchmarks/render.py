@@ -20,7 +20,7 @@ from rich.text import Text
 from crosslens.adapters import InputError
 
 from .store import to_json
-from .tables import COLUMNS, Column, Row, Table, cell_text
+from .tables import Column, Row, Table, cell_text, columns
 
 _WIDE = 112  # columns of a terminal that has room for every column
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -34,14 +34,16 @@ def markdown(tables: Sequence[Table]) -> str:
     """One section a table; notes below."""
     parts = []
     for table in tables:
-        rows = [[cell_text(row, column).replace("|", "\\|") for column in COLUMNS] for row in table.rows]
-        heads = [_one_line(column) for column in COLUMNS]
-        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-        lines = [_line(heads, widths), _line([_rule(c.align, w) for c, w in zip(COLUMNS, widths, strict=True)], widths)]
-        lines += [_line(row, widths) for row in rows]
+        shown = columns(table)
+        body = [[cell_text(row, column).replace("|", "\\|") for column in shown] for row in table.rows]
+        grid = list(zip([_one_line(column) for column in shown], *body, strict=True))  # one tuple a column
+        widths = [max(map(len, texts)) for texts in grid]
+        rules = ["-" * (w - 1) + ("-" if c.align == "left" else ":") for c, w in zip(shown, widths, strict=True)]
+        lines = [[texts[0] for texts in grid], rules, *body]
         finding = f"**Finding:** {table.finding}\n\n" if table.finding else ""
         notes = "\n".join(f"- {note}" for note in [*table.notes, *table.legend])
-        parts.append(f"## {table.title}\n\n" + "\n".join(lines) + f"\n\n{finding}{notes}\n")
+        text = "\n".join(_line(line, shown, widths) for line in lines)
+        parts.append(f"## {table.title}\n\n{text}\n\n{finding}{notes}\n")
     return "\n".join(parts)
 
 
@@ -49,16 +51,12 @@ def _one_line(column: Column) -> str:
     return column.header.replace("\n", " ")
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _line(cells: Sequence[str], shown: Sequence[Column], widths: Sequence[int]) -> str:
     padded = [
         cell.ljust(width) if column.align == "left" else cell.rjust(width)
-        for cell, width, column in zip(cells, widths, COLUMNS, strict=True)
+        for cell, column, width in zip(cells, shown, widths, strict=True)
     ]
     return "| " + " | ".join(padded) + " |"
-
-
-def _rule(align: str, width: int) -> str:
-    return "-" * width if align == "left" else "-" * (width - 1) + ":"
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
@@ -88,9 +86,10 @@ def latex(tables: Sequence[Table]) -> str:
     """A booktabs table each."""
     parts = []
     for table in tables:
-        align = "".join(column.align[0] for column in COLUMNS)
-        head = " & ".join(_escaped(_one_line(column)) for column in COLUMNS)
-        rows = [" & ".join(_escaped(cell_text(row, column)) for column in COLUMNS) + r" \\" for row in table.rows]
+        shown = columns(table)
+        align = "".join(column.align[0] for column in shown)
+        head = " & ".join(_escaped(_one_line(column)) for column in shown)
+        rows = [" & ".join(_escaped(cell_text(row, column)) for column in shown) + r" \\" for row in table.rows]
         body = "\n".join([rf"\begin{{tabular}}{{{align}}}", r"\toprule", head + r" \\", r"\midrule", *rows])
         notes = "\n".join(f"% {note}" for note in [*table.notes, *table.legend])
         parts.append(f"% {table.title}\n{body}\n\\bottomrule\n\\end{{tabular}}\n{notes}\n")
@@ -143,13 +142,13 @@ def write(tables: Sequence[Table], folder: Path) -> list[Path]:
 def show(console: Console, tables: Sequence[Table]) -> None:
     """Print tables, each with its finding and notes."""
     wide = console.width >= _WIDE
-    columns = [column for column in COLUMNS if wide or not column.wide]
     for table in tables:
+        shown = [column for column in columns(table) if wide or not column.wide]
         grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1 if wide else 0, 0, 0), show_edge=False, pad_edge=False)
-        for column in columns:
+        for column in shown:
             grid.add_column(column.header, justify=column.align, no_wrap=column.key != "result", min_width=5)
         for row in table.rows:
-            cells = [Text(cell_text(row, column)) for column in columns]
+            cells = [Text(cell_text(row, column)) for column in shown]
             style = "" if row.result == "right" else "dim" if row.result in ("", "skipped", "not run") else "yellow"
             grid.add_row(*cells, style=style)
         console.print(Text(f"\n{table.title}\n", style="bold"))

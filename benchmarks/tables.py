@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -292,7 +292,7 @@ COLUMNS = (
     Column("result", "result", align="left"),
     Column("error", "largest\nerror", lambda v: f"{v:.1e}"),
     Column("rank", "rank", lambda v: f"{v:.3f}"),
-    Column("ratio", "ratio to bare\n[95 % interval]", ratio_text),
+    Column("ratio", "ratio to bare [95 %\nwithin one process]", ratio_text),
     Column("import_s", "import\ns", _short),
     Column("wrap_s", "wrap\ns", _short),
     Column("first_call_s", "first\ncall s", _short),
@@ -300,6 +300,14 @@ COLUMNS = (
     Column("peak_mb", "peak\nMB", lambda v: f"{v:.0f}"),
     Column("rise_mb", "rise\nMB", lambda v: f"{v:.0f}", wide=True),
 )
+
+
+def columns(table: Table) -> list[Column]:
+    """The columns of a table; their headers say what its intervals are over."""
+    if all(row.processes <= 1 for row in table.rows):
+        return list(COLUMNS)
+    several = "ratio to bare\n[95 % interval]"
+    return [replace(column, header=several) if column.key == "ratio" else column for column in COLUMNS]
 
 
 def cell_text(row: Row, column: Column) -> str:

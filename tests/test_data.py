@@ -99,11 +99,11 @@ STORY = {"id": "a", "text": "t", "attribute": "age", "category": "25", "pair": "
         ([json.dumps({"id": "a", "text": "t"})], "line 1: a story is"),
         ([json.dumps(STORY), json.dumps(STORY)], "the id 'a' is there twice"),
         (
-            [json.dumps(STORY), json.dumps(STORY | {"id": "b", "category": "40"}), json.dumps(STORY | {"id": "c", "pair": "q"})],
+            [json.dumps(STORY | new) for new in ({}, {"id": "b", "category": "40"}, {"id": "c", "pair": "q"})],
             "pair 'q' has 0 stories of age '40'",
         ),
     ],
-)  # fmt: skip
+)
 def test_malformed_stories_are_refused(tmp_path: Path, lines: list[str], says: str) -> None:
     path = tmp_path / "stories.jsonl"
     path.write_text("\n".join(lines))

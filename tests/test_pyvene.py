@@ -225,8 +225,10 @@ def test_native_is_a_component_of_pyvene() -> None:
         run = lens.run(IDS, capture=["native:model.layers[1].self_attn.output", "blocks.1.attn.out"])
         assert torch.equal(run["native:model.layers[1].self_attn.output"], run["blocks.1.attn.out"])
         edited = lens.run(IDS, edits=[zero("native:model.layers.1.self_attn.output", positions=[2])])
-        same = lens.run(IDS, edits=[zero("blocks.1.attn.out", positions=[2])])
+        native = "native:" + lens.native_address("blocks.1.attn.out")
+        same = lens.run(IDS, capture=native, edits=[zero("blocks.1.attn.out", positions=[2])])
         assert torch.equal(edited.logits, same.logits)
+        assert not same[native][:, 2].any(), "a capture by a native name does not see the edit of its site"
         assert not torch.equal(edited.logits, run.logits)
         for name, said in {
             "native:model.layers[1].mpl.output": "native:model.layers.1.mlp.output",

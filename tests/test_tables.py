@@ -146,6 +146,7 @@ def test_repeats_are_one_row_with_the_median_and_the_largest(tmp_path: Path) -> 
     assert hooks.ratio is not None
     assert hooks.ratio.value == pytest.approx(1.2, rel=0.02)
     assert hooks.ratio.high > 1.5, "the interval must show that processes differ"
+    assert "[95 % interval]" in FORMATS["md"](tables(run))
     assert any("over 3 processes" in note for note in tables(run)[0].legend)
 
 
@@ -224,7 +225,7 @@ def test_markdown_is_a_table_with_units_in_its_header(run: StoredRun) -> None:
         "result",
         "largest error",
         "rank",
-        "ratio to bare [95 % interval]",
+        "ratio to bare [95 % within one process]",
         "import s",
         "wrap s",
         "first call s",
@@ -259,7 +260,7 @@ def test_json_is_strict_whatever_the_figures(tmp_path: Path) -> None:
 def test_latex_escapes_what_latex_reads(run: StoredRun) -> None:
     text = FORMATS["latex"](tables(run))
     assert r"transformer\_lens" in text
-    assert r"[95 \% interval]" in text
+    assert r"[95 \% within one process]" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len({line.count("&") for line in body}) == 1
 

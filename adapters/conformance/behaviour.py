@@ -39,7 +39,7 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
         yield on("owned", "captures-share-no-memory", read, _captures_share_no_memory, plain)
         yield on("owned", "in-place-edit-downstream", (*read, "edit.apply"), _in_place_downstream, plain)
         yield on("owned", "edit-value-unchanged", (*read, "edit.replace"), _value_unchanged, plain)
-        yield on("owned", "inputs-unchanged", ("padding.left",), _inputs_unchanged, pads[0])
+        yield on("owned", "inputs-unchanged", ("padding.left", *read), _inputs_unchanged, pads[0])
         yield on("order-free", "captures-in-any-order", read, _any_order, plain)
         yield on("order-free", "edits-of-many-sites-in-any-order", ("edit.scale",), _edits_any_order, plain)
         yield on("order-free", "edits-of-one-site-in-given-order", ("edit.add", "edit.scale"), _given_order, plain)
@@ -58,9 +58,9 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
             for cache in ("generate", "generate.uncached"):
                 needs = (cache, "generate.capture", "generate.edit", *padding)
                 yield on("positions", cache, needs, partial(_generate, cached=cache == "generate"), scene)
-        yield on("not-alone", "two-of-a-kind", ("coexist",), _two_of_a_kind, plain)
-        yield on("not-alone", "beside-hooks", ("coexist",), _beside_hooks, plain)
-        yield on("not-alone", "close-one-of-two", ("coexist",), _close_one, plain)
+        yield on("not-alone", "two-of-a-kind", ("coexist", *read), _two_of_a_kind, plain)
+        yield on("not-alone", "beside-hooks", ("coexist", *read), _beside_hooks, plain)
+        yield on("not-alone", "close-one-of-two", ("coexist", *read), _close_one, plain)
         yield on("no-trace", "closed-is-closed", (), _closed, plain)
 
 

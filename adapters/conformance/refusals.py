@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from crosslens.adapters.edits import Edit, add, apply, replace, scale, zero
-from crosslens.adapters.errors import CrosslensError, EditError, InputError, SiteError
+from crosslens.adapters.errors import CrosslensError, EditError, InputError, SiteError, UnsupportedError
 from crosslens.adapters.inspector import Inspector
 
 from .kit import FAMILIES, Check, Context, Scene
@@ -101,14 +101,9 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
     """One check a mistake."""
     for family in families:
         scene = Scene(family, torch.float64)
-        for mistake in mistakes(family):
+        for mistake in [*mistakes(family), *_in_generation()]:
             yield Check(
                 f"refuses/{mistake.name}/{family}", "refuses", (),
-                partial(_refused, scene=scene, mistake=mistake), context,
-            )  # fmt: skip
-        for mistake in _in_generation():
-            yield Check(
-                f"refuses/{mistake.name}/{family}", "refuses", ("generate", "generate.edit"),
                 partial(_refused, scene=scene, mistake=mistake), context,
             )  # fmt: skip
         yield Check(
@@ -144,6 +139,10 @@ def _refused(context: Context, scene: Scene, mistake: Mistake) -> None:
     lens._forward = counted  # type: ignore[method-assign]
     try:
         mistake.act(lens)
+    except UnsupportedError as error:
+        # A mistake in what the backend does not do at all: that it says so is the refusal
+        lacks = [name for name, support in context.backend.supports().items() if not support]
+        assert any(f"does not support {name} " in str(error) for name in lacks), f"it is supported: {error}"
     except CrosslensError as error:
         assert isinstance(error, mistake.error), f"{type(error).__name__}, must be {mistake.error.__name__}: {error}"
         missing = [text for text in mistake.says if text not in str(error)]

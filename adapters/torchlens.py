@@ -1,0 +1,314 @@
+"""torchlens: its live interventions, in the lightest of its forwards, `torchlens.record`.
+
+While the model runs, torchlens asks at each call of a module and at each operation what is to be done there; the answer
+is a probe. `record` is told to keep nothing, for probes make their own copies. torchlens shows what modules return but
+not what they are given, so the input of a module is first sent through an `nn.Identity`, which torchlens shows like any
+other module. Its `trace`, which also draws the graph, costs some four times as much and sees no more.
+
+It runs on a `Shadow`: during a forward every module there has a wrapper. torchlens seeds the random generators itself;
+they are put back before the model runs, so that the same seed gives what the plain model gives.
+
+Before its first forward torchlens wraps PyTorch's functions in the whole process, and leaves them so; `close()` takes
+the wrappers off again. Until then everything else in the process is a few per cent slower.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from operator import or_
+from typing import Any, ClassVar
+
+import torch
+import torchlens
+from torch import Tensor, nn
+from torchlens.backends.torch.wrappers import unwrap_torch
+from torchlens.errors import CaptureAttemptFailedWarning, CaptureContextError, ScalarEscapeWarning
+from torchlens.fastlog import RecordContext, halt
+from torchlens.utils.rng import log_current_rng_states, set_rng_from_saved_states
+
+from .attention import eager_attention
+from .errors import SiteError, UnsupportedError
+from .inspector import Inspector
+from .plan import Location, Plan, Point, Probe, StopForward
+from .shadow import Shadow
+from .sites import Site
+
+_OPERATION = re.compile(r"[a-z]\w*?_\d+(_\d+)?")
+_REFUSED = "Refused an output replacement"  # a warning of torchlens, which then goes on without the edit
+
+
+class TorchLensInspector(Inspector):
+    """torchlens' live interventions, on a shadow of the model that shares its weights.
+
+    `native:LABEL` is torchlens' own label, as it stands while the model runs: of an operation, `native:softmax_2` for
+    the second softmax of the forward (or `native:softmax_2_100` with its running number, which in a finished `trace` is
+    another); or of a call of a module, `native:model.layers.3.mlp:1` for what the first call returns. Which operations
+    there are, only the forward can tell.
+
+    Runs one forward at a time in a process, as torchlens does: another inside `apply()` needs another backend.
+    """
+
+    name: ClassVar[str] = "torchlens"
+    library: ClassVar[str | None] = "torchlens"
+
+    def _open(self) -> None:
+        self._shadow = Shadow(self.model)
+        self._root = _Root(self._shadow.module)
+
+    def _release(self) -> None:
+        del self._root, self._shadow
+        try:
+            unwrap_torch()
+        except CaptureContextError:  # closed in the middle of a forward of torchlens, which still needs the wrappers
+            return
+
+    def _locate(self, site: Site) -> Location:
+        if site.kind != "native":
+            return super()._locate(site)
+        path, _, call = site.address.rpartition(":")
+        if call.isdecimal():
+            if path not in self.architecture.sites.modules:
+                near = _near(path, self.architecture.sites.modules)
+                raise SiteError(f"site {site.name!r}: torchlens has no module {path!r}; nearest: {near}")
+        elif not _OPERATION.fullmatch(site.address):
+            raise SiteError(
+                f"site {site.name!r}: write a label of torchlens, of an operation such as native:softmax_2 or of the "
+                "call of a module such as native:lm_head:1"
+            )
+        return Location(site.address)
+
+    def _native_address(self, site: Site, location: Location) -> str:
+        address = super()._native_address(site, location)
+        path, _, side = address.rpartition(".")
+        if side == "input":
+            raise SiteError(f"site {site.name!r}: torchlens has no label for the input of a module")
+        return f"{path}:1"
+
+    def _forward(self, plan: Plan) -> Any:
+        probes = plan.probes()
+        module = self._synced()
+        softmax = any(isinstance(probe.key, Point) and probe.key.side == "softmax" for probe in probes)
+        server = _Server(probes, self._root.tap, self._dtype)
+        self._root.random = log_current_rng_states()
+        with eager_attention(module, softmax), server.routed(module), _no_edit_discarded(plan):
+            try:
+                output, _ = torchlens.record(
+                    self._root,
+                    [],
+                    {"args": plan.args, "kwargs": plan.kwargs},
+                    save=_nothing,
+                    intervene=server if probes else None,
+                    return_output=True,
+                )
+            except torchlens.ReentrantTraceError:
+                raise UnsupportedError(
+                    "torchlens runs one forward at a time in a process, and one is under way; inside apply(), use "
+                    "another backend, such as 'hooks'"
+                ) from None
+        if server.stopped:
+            raise StopForward
+        server.check_labels()
+        return output
+
+    def _synced(self) -> Any:
+        """The shadow module, with what the caller may have changed since."""
+        self._shadow.sync()
+        module = self._shadow.module
+        wanted = getattr(getattr(self.model, "config", None), "_attn_implementation", None)
+        if wanted is not None and module.config._attn_implementation != wanted:
+            module.config._attn_implementation = wanted
+        return module
+
+
+class _Root(nn.Module):
+    """What torchlens runs: the model, beside it the module that inputs are sent through.
+
+    Attributes:
+        random: states of the random generators that the model starts with.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.tap = nn.Identity()
+        self.random: dict[str, Any] = {}
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        set_rng_from_saved_states(self.random)
+        return self.model(*args, **kwargs)
+
+
+class _Server:
+    """Says, at each call of a module and each operation, which function torchlens is to run there, if any.
+
+    Args:
+        probes: of one forward.
+        tap: the module that inputs are sent through.
+        dtype: of the model.
+
+    Attributes:
+        selector: modules that torchlens asks at; at operations it asks always.
+        stopped: whether the forward was stopped at `until=`.
+    """
+
+    def __init__(self, probes: Iterable[Probe], tap: nn.Module, dtype: torch.dtype) -> None:
+        self._at: dict[str, dict[str, Probe]] = {"input": {}, "output": {}, "softmax": {}}
+        self._labels: dict[str, Probe] = {}
+        for probe in probes:
+            if isinstance(probe.key, Point):
+                self._at[probe.key.side][probe.key.path] = probe
+            else:
+                self._labels[str(probe.key)] = probe
+        calls = [label.rpartition(":")[0] for label in self._labels if ":" in label]
+        self._paths = sorted({*self._at["input"], *self._at["output"], *calls})
+        self.selector: Any = functools.reduce(or_, map(torchlens.module, ["tap", *map(_address, self._paths)]))
+        self.stopped = False
+        self._tap, self._dtype = tap, str(dtype)
+        self._passing: Any = None  # what the call that is just ending returns
+        self._served: tuple[tuple[str, int], Any] | None = None  # the call, and what the model goes on with
+        self._tapping: Probe | None = None
+        self._uncast: str | None = None
+        self._seen: list[str] = []
+
+    def __call__(self, at: Any) -> Any:
+        if isinstance(at, RecordContext):
+            probes = self._at_operation(at)
+            return partial(self._change, probes) if probes else None
+        (address, call), place = at.module, at.container_path
+        path = address.removeprefix("model").removeprefix(".")
+        found = [self._at["output"].get(path), self._labels.get(f"{path}:{call}")]
+        if address == "tap":
+            found = [self._tapping]
+        probes = [probe for probe in found if probe is not None]
+        return partial(self._change_leaf, probes, at.module, place) if probes else None
+
+    def check_labels(self) -> None:
+        """Raise SiteError for a label that the forward, now over, did not come to."""
+        for label, probe in self._labels.items():
+            if not probe.calls:
+                near = _near(label, self._seen)
+                raise SiteError(
+                    f"site {probe.visits[0].site.name!r}: torchlens saw nothing of that label in this forward; nearest: "
+                    f"{near}"
+                )
+
+    # ---- operations
+
+    def _at_operation(self, at: Any) -> list[Probe]:
+        label = at.raw_label.removesuffix("_raw")
+        found = []
+        if self._labels:
+            short = label.rpartition("_")[0]
+            self._seen.append(short)
+            found = [self._labels.get(short), self._labels.get(label)]
+        if self._at["softmax"] and at.module_stack:
+            found.append(self._pattern(at))
+        return [probe for probe in found if probe is not None]
+
+    def _pattern(self, at: Any) -> Probe | None:
+        """Probe of the pattern, where this operation makes it: Llama's softmax works in float32 and is then cast."""
+        address = at.module_stack[-1].address
+        probe = self._at["softmax"].get(address.removeprefix("model").removeprefix("."))
+        if probe is None or not (at.func_name == "softmax" or self._uncast in at.parent_labels):
+            return None
+        done = at.dtype.name == self._dtype
+        self._uncast = None if done else at.raw_label
+        return probe if done else None
+
+    def _change(self, probes: list[Probe], value: Any, *, hook: Any = None) -> Any:
+        """The value after all probes, those that edit first: one place may have several names."""
+        try:
+            for probe in sorted(probes, key=lambda probe: not probe.edits):
+                value = probe(value)
+        except StopForward:
+            self.stopped = True
+            halt("until")
+        return value
+
+    # ---- modules
+
+    def _change_leaf(
+        self, probes: list[Probe], call: tuple[str, int], place: tuple[Any, ...], leaf: Tensor, *, hook: Any
+    ) -> Tensor:
+        """One tensor of what a call returns; torchlens shows them one by one, and probes want the whole."""
+        if self._served is None or self._served[0] != call:
+            self._served = (call, self._change(probes, self._passing))
+        new, old = self._served[1], self._passing
+        for item in place:
+            if type(old) not in (list, dict) and not isinstance(old, tuple) and new is not old:
+                raise UnsupportedError(
+                    f"edit of {probes[0].visits[0].site.name!r}: the module returns a {type(old).__name__}, and torchlens "
+                    f"would put a plain {'dict' if isinstance(old, dict) else 'list'} in its place"
+                )
+            new, old = new[item], old[item]
+        assert isinstance(new, Tensor)
+        return new
+
+    @contextmanager
+    def routed(self, model: nn.Module) -> Iterator[None]:
+        """Have the visited modules show their inputs, and say what they return as a whole."""
+        modules = [model.get_submodule(path) for path in self._paths]
+        before = [vars(module).get("forward") for module in modules]
+        for path, module in zip(self._paths, modules, strict=True):
+            module.forward = self._route(module.forward, self._at["input"].get(path))
+        try:
+            yield
+        finally:
+            for module, own in zip(modules, before, strict=True):
+                if own is None:
+                    del module.forward
+                else:
+                    module.forward = own
+
+    def _route(self, forward: Any, probe: Probe | None) -> Any:
+        @functools.wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if probe is not None and args:
+                args = (self._through_tap(probe, args[0]), *args[1:])
+            elif probe is not None:
+                name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
+                if name is not None:
+                    kwargs[name] = self._through_tap(probe, kwargs[name])
+            self._passing = forward(*args, **kwargs)
+            return self._passing
+
+        return run
+
+    def _through_tap(self, probe: Probe, value: Any) -> Any:
+        self._tapping, self._passing = probe, value
+        return self._tap(value)
+
+
+def _address(path: str) -> str:
+    return f"model.{path}" if path else "model"
+
+
+def _nothing(at: Any) -> bool:
+    return False
+
+
+def _near(name: str, candidates: Iterable[str]) -> str:
+    names = list(candidates)
+    return ", ".join(map(repr, difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]))
+
+
+@contextmanager
+def _no_edit_discarded(plan: Plan) -> Iterator[None]:
+    """torchlens only warns where it drops an edit; its remarks on graphs, complete or partial, concern no probe."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScalarEscapeWarning)
+        warnings.simplefilter("ignore", CaptureAttemptFailedWarning)
+        warnings.filterwarnings("error", message=_REFUSED)
+        try:
+            yield
+        except UserWarning as warning:
+            if not str(warning).startswith(_REFUSED):
+                raise
+            names = ", ".join(repr(visit.site.name) for visit in plan.visits if visit.site.kind == "native")
+            raise UnsupportedError(f"edit of {names}: {warning}") from None
