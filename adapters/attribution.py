@@ -26,21 +26,28 @@ from .inputs import Geometry, Inputs
 from .inspector import Inspector
 from .plan import Location, Plan
 from .sites import Site
+from .state import contained
 
 METHODS: dict[str, str] = {
     "saliency": "|d target / d embedding|, summed over its units (Simonyan et al. 2013, arXiv:1312.6034)",
     "input_x_gradient": "embedding times d target / d embedding (Shrikumar et al. 2016, arXiv:1605.01713)",
-    "integrated_gradients": "(embedding - baseline) times the mean gradient on the line between them, by Gauss-Legendre "
-    "quadrature with `steps` nodes (Sundararajan et al. 2017, arXiv:1703.01365)",
-    "occlusion": "target, minus target with that token's embedding replaced by the baseline (Zeiler & Fergus 2013, "
-    "arXiv:1311.2901)",
+    "integrated_gradients": (
+        "(embedding - baseline) times the mean gradient on the line between them, by Gauss-Legendre quadrature with "
+        "`steps` nodes (Sundararajan et al. 2017, arXiv:1703.01365)"
+    ),
+    "occlusion": (
+        "target, minus target with that token's embedding replaced by the baseline (Zeiler & Fergus 2013, "
+        "arXiv:1311.2901)"
+    ),
     "layer_gradient_x_activation": "activation at `site` times d target / d activation",
-    "attention": "attention after softmax from the target's position, mean over layers and heads; the token plays no part",
-    "value_zeroing": "1 - cosine of each block's output at the target's position with and without that token's value "
-    "vectors, in float32, 0 below 1e-5, normalised to sum 1, mean over layers; the token plays no part (Mohebbi et al. "
-    "2023, arXiv:2301.12971)",
+    "attention": "attention after softmax from the target's position, mean over layers and heads, whatever the token",
+    "value_zeroing": (
+        "1 - cosine of each block's output at the target's position with and without that token's value vectors, in "
+        "float32, 0 below 1e-5, normalised to sum 1; mean over layers, whatever the token (Mohebbi et al. 2023, "
+        "arXiv:2301.12971)"
+    ),
 }
-"""Method -> what a score is, one line each."""
+"""Method -> what a score is. Embeddings are those of the site `embed`, before positions are added."""
 
 WITH_BASELINE = ("integrated_gradients", "occlusion")
 Quantity = Literal["logit", "probability"]
@@ -129,8 +136,8 @@ class AttributionInspector(Inspector):
 
     def _forward(self, plan: Plan) -> Any:
         raise UnsupportedError(
-            f"backend {self.name!r} attributes (lens.attribute) and does nothing else; `crosslens backends` shows which "
-            "record and edit a forward"
+            f"backend {self.name!r} attributes (lens.attribute) and does nothing else; `crosslens backends` shows "
+            "which record and edit a forward"
         )
 
     def attribute(
@@ -166,9 +173,9 @@ class AttributionInspector(Inspector):
         target = target if isinstance(target, Target) else Target(target)
         columns = _columns(ready.geometry, target)
         token, minus = self._target_tokens(target, len(columns))
-        with self._contained(), torch.inference_mode(False):
+        with contained(self._device), torch.inference_mode(False):
             base, named = self._baseline(method, baseline, ready)
-            layout = _Layout((len(columns), ready.geometry.columns), self._like)
+            layout = _Layout((len(columns), ready.geometry.columns), self._dtype, self._device)
             for length in sorted({len(own) for own in columns}):
                 rows = [row for row, own in enumerate(columns) if len(own) == length]
                 own = torch.tensor([columns[row] for row in rows])  # (rows, pos)
@@ -221,7 +228,7 @@ class AttributionInspector(Inspector):
             raise InputError("layer_gradient_x_activation needs site=, the name of one canonical site")
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise InputError(f"steps={steps!r}; it must be a whole number of at least 1")
-        if self.architecture.family is None or self._like is None:
+        if self.architecture.family is None:
             raise InputError("attribute() needs a language model of a known family; this model is none")
         if any(getattr(module, "is_causal", True) is False for module in self.model.modules()):
             raise UnsupportedError("attribute() needs a causal model; this one's tokens see those that come after them")
@@ -304,9 +311,9 @@ class AttributionInspector(Inspector):
 class _Layout:
     """Puts the results of rows of different lengths into tensors of the caller's shape."""
 
-    def __init__(self, shape: Sequence[int], like: Tensor) -> None:
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
         self._shape = shape  # batch, columns
-        self.units = like.new_empty(0)
+        self.units = torch.empty(0, dtype=dtype, device=device)
         self.delta: Tensor | None = None
 
     def put(self, rows: list[int], columns: Tensor, units: Tensor, delta: Tensor | None) -> None:

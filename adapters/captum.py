@@ -51,14 +51,16 @@ class CaptumInspector(AttributionInspector):
         if method == "input_x_gradient":
             return InputXGradient(from_embeds).attribute(rows.embeds, additional_forward_args=extra), None
         if method == "integrated_gradients":
-            found: Any = IntegratedGradients(from_embeds).attribute(
+            found: tuple[Tensor, Tensor] = IntegratedGradients(from_embeds).attribute(
                 rows.embeds, rows.baseline, additional_forward_args=extra, n_steps=rows.steps,
                 internal_batch_size=max(_AT_ONCE, len(rows.ids)), return_convergence_delta=True,
             )  # fmt: skip
             return found
         if method == "occlusion":
             # captum's Occlusion is this, rounded to float32
-            token = torch.arange(rows.ids.shape[1], device=rows.ids.device)[None, :, None].expand(1, *rows.embeds.shape[1:])
+            token = torch.arange(rows.ids.shape[1], device=rows.ids.device)[None, :, None].expand(
+                1, *rows.embeds.shape[1:]
+            )
             change = FeatureAblation(from_embeds).attribute(
                 rows.embeds, rows.baseline, additional_forward_args=extra, feature_mask=token
             )

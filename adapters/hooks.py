@@ -78,7 +78,10 @@ def _on_input(probe: Probe) -> Callable[..., Any]:
         if args:
             new = probe(args[0])
             return None if new is args[0] else ((new, *args[1:]), kwargs)
-        key = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+        key = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
+        if key is None:
+            name = probe.visits[0].site.name
+            raise SiteError(f"site {name!r}: the module is called without a tensor among its arguments")
         new = probe(kwargs[key])
         return None if new is kwargs[key] else (args, {**kwargs, key: new})
 

@@ -94,7 +94,9 @@ class InseqInspector(AttributionInspector):
         if method == "occlusion":
             return units[..., 0], None  # the same at every unit of a token
         if method == "value_zeroing" and not units[:, :, -1].any():
-            raise UnsupportedError("value zeroing through inseq changed nothing: its trace function did not take effect")
+            raise UnsupportedError(
+                "value zeroing through inseq changed nothing: its trace function did not take effect"
+            )
         if method in ("attention", "value_zeroing"):
             return units[:, :, -1], None  # of the last query
         if rows.location is not None:
@@ -110,8 +112,8 @@ class InseqInspector(AttributionInspector):
 
     def _step(self, attribution: Any, rows: Rows, options: dict[str, Any], eager: bool) -> Any:
         self._shadow.sync()
-        wrapped = self._wrapped
-        wrapped.model.config._attn_implementation = self.model.config._attn_implementation
+        wrapped, given = self._wrapped, self.model.config
+        wrapped.model.config._attn_implementation = given._attn_implementation  # type: ignore[union-attr]
         encoding = BatchEncoding(rows.ids, torch.ones_like(rows.ids))
         batch = DecoderOnlyBatch(encoding, BatchEmbedding(rows.embeds, rows.baseline))
         fn = probability_fn if rows.of == "probability" else logit_fn

@@ -11,8 +11,7 @@ library is done here, once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -28,6 +27,7 @@ from .inputs import Geometry, Inputs, left_padded, model_mask, prepare
 from .plan import Location, Plan, Point, StopForward, Visit, locate
 from .run import Generation, Run
 from .sites import Site
+from .state import contained
 
 if TYPE_CHECKING:
     from .attribution import Attribution, Target
@@ -57,9 +57,10 @@ class Inspector(ABC):
         self.tokenizer = tokenizer
         self.architecture: Architecture = describe(model)
         self._closed = False
+        self._running = False
         self._like = next((p for p in model.parameters() if p.is_floating_point()), None)
         self._dtype = self._like.dtype if self._like is not None else torch.get_default_dtype()
-        with self._contained():
+        with contained(self._device):
             self._open()
 
     # ---- what a backend implements
@@ -179,7 +180,7 @@ class Inspector(ABC):
         self._require("gradients")
         ready = self._prepare(inputs)
         plan = self._plan(ready, ready.geometry, sites, edits, None, grad=True)
-        output = self._execute(plan, metric)
+        output = self._execute(plan)
         with torch.inference_mode(False), torch.enable_grad():
             total = _total(metric, output)
             names = list(plan.live)
@@ -235,16 +236,10 @@ class Inspector(ABC):
         return decode(self, ready, capture, edits, sampler, use_cache)
 
     def attribute(
-        self,
-        inputs: Any,
-        target: Target | int,
-        *,
-        method: str,
-        steps: int | None = None,
-        baseline: str | int | Tensor | None = None,
-        site: str | Site | None = None,
-    ) -> Attribution:
-        """What each token of the input contributes to a target: see `AttributionInspector.attribute`.
+        self, inputs: Any, target: Target | int, *, method: str, steps: int | None = None,
+        baseline: str | int | Tensor | None = None, site: str | Site | None = None,
+    ) -> Attribution:  # fmt: skip
+        """What each token of the input contributes to a target: see `attribution.AttributionInspector.attribute`.
 
         Raises:
             UnsupportedError: this backend's library does not attribute.
@@ -256,7 +251,7 @@ class Inspector(ABC):
         """Leave the model as it was found. Closing twice is allowed."""
         if not self._closed:
             self._closed = True
-            with self._contained():
+            with contained(self._device):
                 self._release()
 
     def __enter__(self) -> Self:
@@ -362,13 +357,21 @@ class Inspector(ABC):
 
     # ---- running
 
-    def _execute(self, plan: Plan, metric: Metric | None = None) -> Any:
+    def _execute(self, plan: Plan) -> Any:
         """One forward of the plan, with nothing left behind whatever happens in it."""
-        with self._contained(), torch.inference_mode(False), torch.set_grad_enabled(plan.grad):
-            try:
+        if self._running:
+            raise InputError(
+                f"this {self.name} inspector is in the middle of a forward and cannot start another inside it; inside "
+                f"apply(), use a second inspector, open_inspector({self.name!r}, model)"
+            )
+        self._running = True
+        try:
+            with contained(self._device), torch.inference_mode(False), torch.set_grad_enabled(plan.grad):
                 output = self._forward(plan)
-            except StopForward:
-                output = None
+        except StopForward:
+            output = None
+        finally:
+            self._running = False
         missed = [visit.site.name for visit in plan.visits if visit.site.name not in plan.reached]
         if missed:
             raise SiteError(
@@ -396,21 +399,6 @@ class Inspector(ABC):
                 f"the model was {self._dtype} when this inspector was opened and is {self._like.dtype} now; "
                 "open another"
             )
-
-    @contextmanager
-    def _contained(self) -> Iterator[None]:
-        """Random state and grad mode end as they began: a dropout mask drawn here is the one the caller would draw."""
-        cuda = self._device.type == "cuda"
-        state = torch.get_rng_state()
-        cuda_state = torch.cuda.get_rng_state(self._device) if cuda else None
-        grad = torch.is_grad_enabled()
-        try:
-            yield
-        finally:
-            torch.set_rng_state(state)
-            if cuda_state is not None:
-                torch.cuda.set_rng_state(cuda_state, self._device)
-            torch.set_grad_enabled(grad)
 
 
 def _check_before(visits: Iterable[Visit], stop: Site) -> None:

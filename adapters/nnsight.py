@@ -111,11 +111,6 @@ class NNsightInspector(Inspector):
         softmax = any(key[1] == "softmax" for key in keys)
         wrapped = self._sourced if softmax or any(len(key) > 2 for key in keys) else self._plain
         interleaver = wrapped.env.interleaver
-        if interleaver.interleaving:
-            raise UnsupportedError(
-                f"this {self.name} inspector is in the middle of a forward and cannot start another inside it; "
-                f"inside apply(), use a second inspector, open_inspector({self.name!r}, model)"
-            )
         module = wrapped.sync(self.model)
         interleaver.mediators = [
             Mediator(_CODE, {}, {"visit": visit}) for visit in _visitors(probes, wrapped, self._dtype)

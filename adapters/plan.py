@@ -115,6 +115,7 @@ class Plan:
         captured: results, filled by the probes: site name -> tensor.
         live: with `grad`, site name -> (the library's tensor in the graph, view).
         reached: names of the sites that the forward came to.
+        inside: whether a probe is at work.
     """
 
     args: tuple[Any, ...]
@@ -125,12 +126,15 @@ class Plan:
     captured: dict[str, Any] = field(default_factory=dict)
     live: dict[str, tuple[Tensor, View]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
+    inside: bool = False
 
     def probes(self) -> list[Probe]:
         """One probe a location, in order of execution where that is known; made anew at each call."""
         by_key: dict[Hashable, list[Visit]] = {}
         for visit in sorted(self.visits, key=lambda v: v.site.order):
             by_key.setdefault(visit.location.key, []).append(visit)
+        for visits in by_key.values():  # an edit in place first: one that makes a new tensor would take it away
+            visits.sort(key=lambda v: not v.location.shared)
         return [Probe(key, visits, self) for key, visits in by_key.items()]
 
     def needs(self, predicate: Callable[[Site], bool]) -> bool:
@@ -160,6 +164,15 @@ class Probe:
             SiteError: a tuple or dict where a tensor was asked for, or a module that ran more than once.
             StopForward: this is the `until` site.
         """
+        if self.plan.inside:  # a forward that the caller's own function started: not the one that was planned
+            return raw
+        self.plan.inside = True
+        try:
+            return self._visit(raw)
+        finally:
+            self.plan.inside = False
+
+    def _visit(self, raw: Any) -> Any:
         call, self.calls = self.calls, self.calls + 1
         here = [visit for visit in self.visits if self._concerns(visit, call)]
         for visit in here:  # sites with several names here: a capture by one sees an edit by another

@@ -18,10 +18,9 @@ import difflib
 import functools
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from operator import or_
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +59,9 @@ class TorchLensInspector(Inspector):
     def _open(self) -> None:
         self._shadow = Shadow(self.model)
         self._root = _Root(self._shadow.module)
+        first = {module: path for path, module in self._root.model.named_modules()}
+        aliases = self._root.model.named_modules(remove_duplicate=False)  # torchlens may prefer another name than ours
+        self._paths = {f"model.{path}".rstrip("."): first[module] for path, module in aliases}
 
     def _release(self) -> None:
         del self._root, self._shadow
@@ -94,9 +96,14 @@ class TorchLensInspector(Inspector):
         probes = plan.probes()
         module = self._synced()
         softmax = any(isinstance(probe.key, Point) and probe.key.side == "softmax" for probe in probes)
-        server = _Server(probes, self._root.tap, self._dtype)
+        server = _Server(probes, self._root.tap, self._paths, self._dtype)
         self._root.random = log_current_rng_states()
-        with eager_attention(module, softmax), server.routed(module), _no_edit_discarded(plan):
+        with (
+            eager_attention(module, softmax),
+            _every_submodule_runs(),
+            server.routed(module),
+            _no_edit_discarded(plan),
+        ):
             try:
                 output, _ = torchlens.record(
                     self._root,
@@ -150,14 +157,17 @@ class _Server:
     Args:
         probes: of one forward.
         tap: the module that inputs are sent through.
+        paths: torchlens' address of a module -> its path in the model.
         dtype: of the model.
 
     Attributes:
-        selector: modules that torchlens asks at; at operations it asks always.
+        selector: where torchlens asks: without the name of a module in it, at operations only.
         stopped: whether the forward was stopped at `until=`.
     """
 
-    def __init__(self, probes: Iterable[Probe], tap: nn.Module, dtype: torch.dtype) -> None:
+    selector = torchlens.module("tap") | torchlens.where(lambda at: True)
+
+    def __init__(self, probes: Iterable[Probe], tap: nn.Module, paths: Mapping[str, str], dtype: torch.dtype) -> None:
         self._at: dict[str, dict[str, Probe]] = {"input": {}, "output": {}, "softmax": {}}
         self._labels: dict[str, Probe] = {}
         for probe in probes:
@@ -165,11 +175,8 @@ class _Server:
                 self._at[probe.key.side][probe.key.path] = probe
             else:
                 self._labels[str(probe.key)] = probe
-        calls = [label.rpartition(":")[0] for label in self._labels if ":" in label]
-        self._paths = sorted({*self._at["input"], *self._at["output"], *calls})
-        self.selector: Any = functools.reduce(or_, map(torchlens.module, ["tap", *map(_address, self._paths)]))
         self.stopped = False
-        self._tap, self._dtype = tap, str(dtype)
+        self._tap, self._paths, self._dtype = tap, paths, str(dtype)
         self._passing: Any = None  # what the call that is just ending returns
         self._served: tuple[tuple[str, int], Any] | None = None  # the call, and what the model goes on with
         self._tapping: Probe | None = None
@@ -181,7 +188,7 @@ class _Server:
             probes = self._at_operation(at)
             return partial(self._change, probes) if probes else None
         (address, call), place = at.module, at.container_path
-        path = address.removeprefix("model").removeprefix(".")
+        path = self._paths.get(address, "")
         found = [self._at["output"].get(path), self._labels.get(f"{path}:{call}")]
         if address == "tap":
             found = [self._tapping]
@@ -192,11 +199,8 @@ class _Server:
         """Raise SiteError for a label that the forward, now over, did not come to."""
         for label, probe in self._labels.items():
             if not probe.calls:
-                near = _near(label, self._seen)
-                raise SiteError(
-                    f"site {probe.visits[0].site.name!r}: torchlens saw nothing of that label in this forward; nearest: "
-                    f"{near}"
-                )
+                name, near = probe.visits[0].site.name, _near(label, self._seen)
+                raise SiteError(f"site {name!r}: torchlens came to no such label in this forward; nearest: {near}")
 
     # ---- operations
 
@@ -213,8 +217,7 @@ class _Server:
 
     def _pattern(self, at: Any) -> Probe | None:
         """Probe of the pattern, where this operation makes it: Llama's softmax works in float32 and is then cast."""
-        address = at.module_stack[-1].address
-        probe = self._at["softmax"].get(address.removeprefix("model").removeprefix("."))
+        probe = self._at["softmax"].get(self._paths.get(at.module_stack[-1].address, ""))
         if probe is None or not (at.func_name == "softmax" or self._uncast in at.parent_labels):
             return None
         done = at.dtype.name == self._dtype
@@ -241,10 +244,11 @@ class _Server:
             self._served = (call, self._change(probes, self._passing))
         new, old = self._served[1], self._passing
         for item in place:
-            if type(old) not in (list, dict) and not isinstance(old, tuple) and new is not old:
+            if new is not old and type(old) not in (list, dict) and not isinstance(old, tuple):
+                name, kind = probes[0].visits[0].site.name, "dict" if isinstance(old, dict) else "list"
                 raise UnsupportedError(
-                    f"edit of {probes[0].visits[0].site.name!r}: the module returns a {type(old).__name__}, and torchlens "
-                    f"would put a plain {'dict' if isinstance(old, dict) else 'list'} in its place"
+                    f"edit of {name!r}: the module returns a {type(old).__name__}, and torchlens would put a plain "
+                    f"{kind} in its place; edit what the module is computed from, or what is computed from it"
                 )
             new, old = new[item], old[item]
         assert isinstance(new, Tensor)
@@ -253,9 +257,11 @@ class _Server:
     @contextmanager
     def routed(self, model: nn.Module) -> Iterator[None]:
         """Have the visited modules show their inputs, and say what they return as a whole."""
-        modules = [model.get_submodule(path) for path in self._paths]
+        calls = [label.rpartition(":")[0] for label in self._labels if ":" in label]
+        paths = sorted({*self._at["input"], *self._at["output"], *calls})
+        modules = [model.get_submodule(path) for path in paths]
         before = [vars(module).get("forward") for module in modules]
-        for path, module in zip(self._paths, modules, strict=True):
+        for path, module in zip(paths, modules, strict=True):
             module.forward = self._route(module.forward, self._at["input"].get(path))
         try:
             yield
@@ -285,10 +291,6 @@ class _Server:
         return self._tap(value)
 
 
-def _address(path: str) -> str:
-    return f"model.{path}" if path else "model"
-
-
 def _nothing(at: Any) -> bool:
     return False
 
@@ -296,6 +298,17 @@ def _nothing(at: Any) -> bool:
 def _near(name: str, candidates: Iterable[str]) -> str:
     names = list(candidates)
     return ", ".join(map(repr, difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]))
+
+
+@contextmanager
+def _every_submodule_runs() -> Iterator[None]:
+    """Without the fused path of nn.TransformerEncoder, which calls no module inside."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

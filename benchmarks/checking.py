@@ -14,7 +14,7 @@ from rich.text import Text
 
 from crosslens.adapters import InputError
 from crosslens.adapters.conformance import FAMILIES, conformance_checks
-from crosslens.tasks import models
+from crosslens.tasks import known_models
 
 from .plan import known
 from .store import to_json
@@ -52,7 +52,7 @@ def check_backend(name: str, model: Sequence[str], only: str | None, as_json: bo
 
 def _families(names: Sequence[str]) -> list[str]:
     """The model families of tiny models that the kit has an oracle for."""
-    tiny = {entry.name: entry.family for entry in models() if entry.kind == "random" and entry.family in FAMILIES}
+    tiny = {entry.name: entry.family for entry in known_models() if entry.kind == "random" and entry.family in FAMILIES}
     return [tiny[known("tiny model", name, tiny)] for name in dict.fromkeys(names)]
 
 

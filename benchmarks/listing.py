@@ -12,7 +12,7 @@ from rich.text import Text
 
 from crosslens.adapters import CAPABILITIES, BackendNotInstalledError, load_backend
 from crosslens.adapters import backends as backend_names
-from crosslens.tasks import models, tasks
+from crosslens.tasks import known_models, tasks
 
 from .environment import library_version
 from .store import to_json
@@ -22,12 +22,12 @@ _MARK = {"supported": "yes", "notimpl": "not yet", "upstream": "no", "never": "-
 
 def list_models(as_json: bool) -> None:
     """Print the models known by name."""
-    found = [asdict(entry) for entry in models()]
+    found = [asdict(entry) for entry in known_models()]
     if as_json:
         print(to_json(found, indent=2))
         return
     grid = _grid("model", "family", "layers", "parameters", "cached", "weights")
-    for entry in models():
+    for entry in known_models():
         grid.add_row(
             entry.name,
             entry.family,

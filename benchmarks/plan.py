@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from crosslens.adapters import BackendNotInstalledError, InputError, backends, load_backend
 from crosslens.adapters.registry import GROUP
-from crosslens.tasks import Task, load_model, load_task, models, tasks
+from crosslens.tasks import Task, known_models, load_model, load_task, tasks
 from crosslens.tasks.base import Size
 from crosslens.tasks.models import DEFAULT_MODEL
 
@@ -202,12 +202,12 @@ def built_in_backends() -> list[str]:
 
 
 def refuse_unknown_models(names: Iterable[str]) -> None:
-    """Raise for a name that is none of `models()`, no folder and no hub id; loads and fetches nothing.
+    """Raise for a name that is none of `known_models()`, no folder and no hub id; loads and fetches nothing.
 
     Raises:
         ModelError: names the nearest.
     """
-    registered = {entry.name for entry in models()}
+    registered = {entry.name for entry in known_models()}
     for name in names:
         if name not in registered and "/" not in name and not Path(name).is_dir():
             load_model(name)
@@ -219,7 +219,7 @@ def fetch_models(names: Iterable[str]) -> None:
     Raises:
         ModelError, InputError: one is not or cannot; says why.
     """
-    here = {entry.name for entry in models() if entry.cached}
+    here = {entry.name for entry in known_models() if entry.cached}
     for name in names:
         if name not in here:
             load_model(name)
@@ -244,7 +244,7 @@ def _usable_backends(asked: Iterable[str]) -> tuple[tuple[str, ...], dict[str, s
 
 
 def _every_model() -> tuple[str, ...]:
-    return (DEFAULT_MODEL, *(entry.name for entry in models() if entry.kind == "random"))
+    return (DEFAULT_MODEL, *(entry.name for entry in known_models() if entry.kind == "random"))
 
 
 def _labels(names: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crosslens.adapters import load_backend
-from crosslens.tasks import models
+from crosslens.tasks import known_models
 
 from .environment import environment
 from .launch import run_worker
@@ -28,7 +28,9 @@ def facts(plan: Plan) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": plan.facts(),
         "environment": environment(libraries),
-        "random_models": [entry.name for entry in models() if entry.kind == "random" and entry.name in plan.models],
+        "random_models": [
+            entry.name for entry in known_models() if entry.kind == "random" and entry.name in plan.models
+        ],
         "cells": [cell.id for cell in plan.cells()],
     }
 

@@ -1,7 +1,7 @@
 """Categorised-comparison workloads, the models that they run on, and their references."""
 
 from .base import Result, Score, Task
-from .models import load_model, models
+from .models import known_models, load_model
 from .registry import load_task, tasks
 
-__all__ = ["Result", "Score", "Task", "load_model", "load_task", "models", "tasks"]
+__all__ = ["Result", "Score", "Task", "known_models", "load_model", "load_task", "tasks"]

@@ -64,7 +64,7 @@ _REGISTRY: Mapping[str, _Entry] = MappingProxyType(
 )
 
 
-def models(*, cache_dir: str | Path | None = None) -> list[ModelInfo]:
+def known_models(*, cache_dir: str | Path | None = None) -> list[ModelInfo]:
     """The models that `load_model` knows by name."""
     folder = cache_folder(Path(cache_dir) if cache_dir is not None else None) / "models"
     return [
@@ -96,7 +96,7 @@ def load_model(
     """A model in eval mode and its tokenizer.
 
     Args:
-        name: a name that `models()` lists, a folder that `save_pretrained` wrote, or a Hugging Face id
+        name: a name that `known_models()` lists, a folder that `save_pretrained` wrote, or a Hugging Face id
             (`ORG/NAME`). A listed name comes before a folder of that name, a folder before a hub id.
         dtype: float32, float64, bfloat16 or float16.
         attn_implementation: as in `transformers` ("eager", "sdpa").

@@ -100,7 +100,7 @@ STORY = {"id": "a", "text": "t", "attribute": "age", "category": "25", "pair": "
         ([json.dumps(STORY), json.dumps(STORY)], "the id 'a' is there twice"),
         (
             [json.dumps(STORY | new) for new in ({}, {"id": "b", "category": "40"}, {"id": "c", "pair": "q"})],
-            "pair 'q' has 0 stories of age '40'",
+            r"pair 'q' has {'25': 1, '40': 0} stories of each age",
         ),
     ],
 )

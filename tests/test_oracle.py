@@ -47,9 +47,7 @@ FAMILIES = ["llama", "gpt2", "neox", "neox-serial"]
 def build(variant: str, attention: str = "sdpa") -> Any:
     """A float64 model of three layers, every parameter random: no bias is 0 and no norm's gain is 1."""
     family, options = VARIANTS[variant]
-    config = AutoConfig.for_model(
-        family, vocab_size=37, num_hidden_layers=3, **NO_SPECIAL, **SIZES[family], **options
-    )
+    config = AutoConfig.for_model(family, vocab_size=37, num_hidden_layers=3, **NO_SPECIAL, **SIZES[family], **options)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).double().eval()
     generator = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
@@ -490,9 +488,7 @@ def test_gradients_are_finite_differences_of_edits(variant: str) -> None:
     for site, grad in found.items():
         direction = noise(*grad.shape)
         up, down = (
-            metric(
-                oracle.run(TOKENS, edits=[*edits, Edit("add", site, sign * step * direction)]).logits
-            ).sum()
+            metric(oracle.run(TOKENS, edits=[*edits, Edit("add", site, sign * step * direction)]).logits).sum()
             for sign in (1, -1)
         )
         expected = (up - down) / (2 * step)
@@ -538,9 +534,7 @@ def continuation(oracle: Oracle, side: str, edits: list[Edit]) -> Tensor:
 
 
 def steering(oracle: Oracle, **where: Any) -> Edit:
-    return Edit(
-        "add", "blocks.1.resid_post", 40 * noise(3, 1, oracle.run(TOKENS).sites["embed"].shape[-1]), **where
-    )
+    return Edit("add", "blocks.1.resid_post", 40 * noise(3, 1, oracle.run(TOKENS).sites["embed"].shape[-1]), **where)
 
 
 @pytest.mark.parametrize("where", [{}, {"positions": [8]}, {"positions": [-1]}, {"steps": [1, 3]}])
@@ -569,9 +563,7 @@ def test_positions_and_steps_in_generation_are_those_of_one_run(oracle: Oracle) 
         tokens, run = oracle.generate(TOKENS, 6, edits=[Edit("replace", "blocks.0.mlp.out", value, **where)])
         expected = oracle.run(
             tokens[:, :-1],
-            edits=[
-                Edit("replace", "blocks.0.mlp.out", value.expand(3, len(columns), width), positions=columns)
-            ],
+            edits=[Edit("replace", "blocks.0.mlp.out", value.expand(3, len(columns), width), positions=columns)],
         )
         assert all(torch.equal(run.sites[site], expected.sites[site]) for site in oracle.sites)
         assert torch.equal(run.logits.argmax(-1)[:, 8:], tokens[:, 9:])
@@ -623,9 +615,7 @@ def test_apply_is_called_with_what_comes_into_being_at_each_step(oracle: Oracle)
         ("llama", {"_attn_implementation_internal": "flash_attention_2"}, "flash_attention_2"),
     ],
 )
-def test_models_that_the_oracle_would_get_wrong_are_refused(
-    variant: str, change: dict[str, Any], text: str
-) -> None:
+def test_models_that_the_oracle_would_get_wrong_are_refused(variant: str, change: dict[str, Any], text: str) -> None:
     model = build(variant)
     for name, value in change.items():
         model.config.__dict__[name] = value
@@ -684,9 +674,7 @@ ONE = torch.zeros(1, dtype=torch.float64)
         (Edit("apply", "embed", lambda x: None), EditError, "must return a tensor of shape"),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(
-    oracle: Oracle, edit: Edit, error: type[Exception], text: str
-) -> None:
+def test_edits_that_do_not_fit_are_refused(oracle: Oracle, edit: Edit, error: type[Exception], text: str) -> None:
     ids, mask = padded("right")
     with pytest.raises(error, match=text):
         oracle.run(ids, mask, [edit])

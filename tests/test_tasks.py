@@ -180,7 +180,11 @@ def test_the_bare_forward_does_the_same_work_as_a_step(name: str, dtype: torch.d
         torch.testing.assert_close(run.logits, bare.logits, rtol=0, atol=0)
     else:
         assert len(ours["input_ids"]) == 1
-        assert not torch.equal(run.logits, bare.logits)
+        pair, middle = work.pairs[0], len(work.sites) // 2
+        patched = outcome(task, model, work)
+        expected = patched["recovered"][0, middle, pair.length - 1] * (patched["clean"] - patched["corrupt"])[0]
+        logits = run.logits[0, -1] - bare.logits[0, -1]
+        assert (logits[pair.answers[0]] - logits[pair.answers[1]]).item() == pytest.approx(expected, abs=1e-5)
     assert model.config._attn_implementation == "sdpa"
 
 

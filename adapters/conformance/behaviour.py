@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from crosslens.adapters.edits import Edit, add, apply, replace, scale, zero
-from crosslens.adapters.errors import ClosedError, SiteError
+from crosslens.adapters.errors import ClosedError, InputError, SiteError
 from crosslens.adapters.hooks import HooksInspector
 
 from .kit import FAMILIES, Check, Context, Promise, Scene, expect
@@ -61,6 +61,7 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
         yield on("not-alone", "two-of-a-kind", ("coexist", *read), _two_of_a_kind, plain)
         yield on("not-alone", "beside-hooks", ("coexist", *read), _beside_hooks, plain)
         yield on("not-alone", "close-one-of-two", ("coexist", *read), _close_one, plain)
+        yield on("not-alone", "inside-another", ("coexist", "edit.apply"), _inside, plain)
         yield on("no-trace", "closed-is-closed", (), _closed, plain)
 
 
@@ -345,6 +346,20 @@ def _close_one(context: Context, scene: Scene) -> None:
         run = stays.run(scene.inputs, capture=[RESID], edits=[zero(f"blocks.{LAYER}.mlp.out")])
         want = scene.oracle.run(scene.ids, edits=[zero(f"blocks.{LAYER}.mlp.out")])
         scene.assert_close(run[RESID], want.sites[RESID], RESID, "after another inspector was closed")
+
+
+def _inside(context: Context, scene: Scene) -> None:
+    """A run inside an edit: by a second inspector right, by the same one refused."""
+    model, tokenizer = context.fresh(scene.family)
+    with context.backend(model, tokenizer) as lens, context.backend(model, tokenizer) as second:
+
+        def nested(inner: Any) -> Edit:
+            return apply(RESID, lambda part: part + inner.run(scene.inputs, capture=[RESID])[RESID])
+
+        run = lens.run(scene.inputs, capture=[RESID], edits=[nested(second)])
+        scene.assert_close(run[RESID], 2 * scene.truth.sites[RESID], RESID, "a run inside an edit")
+        expect(InputError, lambda: lens.run(scene.inputs, edits=[nested(lens)]), "second inspector")
+        scene.assert_close(lens.run(scene.inputs).logits, scene.truth.logits, "logits", "after a refused nested run")
 
 
 def _closed(context: Context, scene: Scene) -> None:

@@ -54,11 +54,10 @@ def read_stories(path: Path = _FOLDER / "characters-v1.jsonl") -> pd.DataFrame:
     if table["id"].duplicated().any():
         raise InputError(f"{path}: the id {table['id'][table['id'].duplicated()].iloc[0]!r} is there twice")
     for attribute, group in table.groupby("attribute"):
-        counts = pd.crosstab(group["pair"], group["category"]).stack()
-        for (pair, category), count in counts[counts != 1].items():
+        counts = pd.crosstab(group["pair"], group["category"])
+        for pair, row in counts[(counts != 1).any(axis=1)].iterrows():
             raise InputError(
-                f"{path}: pair {pair!r} has {count} stories of {attribute} {category!r}; each pair must have one of "
-                "every category"
+                f"{path}: pair {pair!r} has {row.to_dict()} stories of each {attribute}; it must have one of each"
             )
     return table
 
