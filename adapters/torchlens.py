@@ -3,13 +3,13 @@
 While the model runs, torchlens asks at each call of a module and at each operation what is to be done there; the answer
 is a probe. `record` is told to keep nothing, for probes make their own copies. torchlens shows what modules return but
 not what they are given, so the input of a module is first sent through an `nn.Identity`, which torchlens shows like any
-other module. Its `trace`, which also draws the graph, costs some four times as much and sees no more.
+other module. Its `trace`, which also draws the graph, costs some four times as much and shows no more.
 
 It runs on a `Shadow`: during a forward every module there has a wrapper. torchlens seeds the random generators itself;
 they are put back before the model runs, so that the same seed gives what the plain model gives.
 
-Before its first forward torchlens wraps PyTorch's functions in the whole process, and leaves them so; `close()` takes
-the wrappers off again. Until then everything else in the process is a few per cent slower.
+Before its first forward torchlens wraps PyTorch's functions in the whole process and leaves them so, which costs other
+code a few per cent; `close()` takes the wrappers off. An exception out of a forward carries torchlens' notes on it.
 """
 
 from __future__ import annotations
@@ -74,20 +74,17 @@ class TorchLensInspector(Inspector):
         if site.kind != "native":
             return super()._locate(site)
         path, _, call = site.address.rpartition(":")
-        if call.isdecimal():
-            if path not in self.architecture.sites.modules:
-                near = _near(path, self.architecture.sites.modules)
-                raise SiteError(f"site {site.name!r}: torchlens has no module {path!r}; nearest: {near}")
-        elif not _OPERATION.fullmatch(site.address):
+        modules = self.architecture.sites.modules
+        if call.isdecimal() and path not in modules:
+            raise SiteError(f"site {site.name!r}: torchlens has no module {path!r}; nearest: {_near(path, modules)}")
+        if not call.isdecimal() and not _OPERATION.fullmatch(site.address):
             raise SiteError(
-                f"site {site.name!r}: write a label of torchlens, of an operation such as native:softmax_2 or of the "
-                "call of a module such as native:lm_head:1"
+                f"site {site.name!r}: write a label such as native:softmax_2 or, of a call, native:lm_head:1"
             )
         return Location(site.address)
 
     def _native_address(self, site: Site, location: Location) -> str:
-        address = super()._native_address(site, location)
-        path, _, side = address.rpartition(".")
+        path, _, side = super()._native_address(site, location).rpartition(".")
         if side == "input":
             raise SiteError(f"site {site.name!r}: torchlens has no label for the input of a module")
         return f"{path}:1"
@@ -95,21 +92,15 @@ class TorchLensInspector(Inspector):
     def _forward(self, plan: Plan) -> Any:
         probes = plan.probes()
         module = self._synced()
-        softmax = any(isinstance(probe.key, Point) and probe.key.side == "softmax" for probe in probes)
         server = _Server(probes, self._root.tap, self._paths, self._dtype)
         self._root.random = log_current_rng_states()
-        with (
-            eager_attention(module, softmax),
-            _every_submodule_runs(),
-            server.routed(module),
-            _no_edit_discarded(plan),
-        ):
+        with eager_attention(module, server.wants_patterns), _whole(plan), server.routed(module):
             try:
                 output, _ = torchlens.record(
                     self._root,
                     [],
                     {"args": plan.args, "kwargs": plan.kwargs},
-                    save=_nothing,
+                    save=lambda at: False,
                     intervene=server if probes else None,
                     return_output=True,
                 )
@@ -134,7 +125,7 @@ class TorchLensInspector(Inspector):
 
 
 class _Root(nn.Module):
-    """What torchlens runs: the model, beside it the module that inputs are sent through.
+    """What torchlens runs: the model, and beside it the module that inputs are sent through.
 
     Attributes:
         random: states of the random generators that the model starts with.
@@ -175,25 +166,29 @@ class _Server:
                 self._at[probe.key.side][probe.key.path] = probe
             else:
                 self._labels[str(probe.key)] = probe
+        self.wants_patterns = bool(self._at["softmax"])
         self.stopped = False
         self._tap, self._paths, self._dtype = tap, paths, str(dtype)
-        self._passing: Any = None  # what the call that is just ending returns
-        self._served: tuple[tuple[str, int], Any] | None = None  # the call, and what the model goes on with
+        self._passing: Any = None  # the whole of what the call that is just ending returns
+        self._served: tuple[tuple[str, int], Any] | None = None  # that call, and what the model goes on with
         self._tapping: Probe | None = None
-        self._uncast: str | None = None
+        self._uncast: str | None = None  # the softmax whose result is still to be cast
         self._seen: list[str] = []
 
     def __call__(self, at: Any) -> Any:
         if isinstance(at, RecordContext):
-            probes = self._at_operation(at)
-            return partial(self._change, probes) if probes else None
-        (address, call), place = at.module, at.container_path
-        path = self._paths.get(address, "")
-        found = [self._at["output"].get(path), self._labels.get(f"{path}:{call}")]
-        if address == "tap":
+            found = self._at_operation(at)
+        elif at.module[0] == "tap":
             found = [self._tapping]
-        probes = [probe for probe in found if probe is not None]
-        return partial(self._change_leaf, probes, at.module, place) if probes else None
+        else:
+            path = self._paths.get(at.module[0], "")
+            found = [self._at["output"].get(path), self._labels.get(f"{path}:{at.module[1]}")]
+        probes = sorted((p for p in found if p is not None), key=lambda p: not p.edits)  # one place, several names
+        if not probes:
+            return None
+        if isinstance(at, RecordContext):
+            return partial(self._change, probes)
+        return partial(self._change_leaf, probes, at.module, at.container_path)
 
     def check_labels(self) -> None:
         """Raise SiteError for a label that the forward, now over, did not come to."""
@@ -202,43 +197,34 @@ class _Server:
                 name, near = probe.visits[0].site.name, _near(label, self._seen)
                 raise SiteError(f"site {name!r}: torchlens came to no such label in this forward; nearest: {near}")
 
-    # ---- operations
-
-    def _at_operation(self, at: Any) -> list[Probe]:
-        label = at.raw_label.removesuffix("_raw")
-        found = []
+    def _at_operation(self, at: Any) -> list[Probe | None]:
+        """Probes of an operation: Llama's softmax works in float32, and the cast after it makes the pattern."""
+        found: list[Probe | None] = []
         if self._labels:
-            short = label.rpartition("_")[0]
-            self._seen.append(short)
-            found = [self._labels.get(short), self._labels.get(label)]
-        if self._at["softmax"] and at.module_stack:
-            found.append(self._pattern(at))
-        return [probe for probe in found if probe is not None]
-
-    def _pattern(self, at: Any) -> Probe | None:
-        """Probe of the pattern, where this operation makes it: Llama's softmax works in float32 and is then cast."""
-        probe = self._at["softmax"].get(self._paths.get(at.module_stack[-1].address, ""))
-        if probe is None or not (at.func_name == "softmax" or self._uncast in at.parent_labels):
-            return None
-        done = at.dtype.name == self._dtype
-        self._uncast = None if done else at.raw_label
-        return probe if done else None
+            label = at.raw_label.removesuffix("_raw")
+            self._seen.append(label.rpartition("_")[0])
+            found = [self._labels.get(self._seen[-1]), self._labels.get(label)]
+        if self.wants_patterns and (at.func_name == "softmax" or self._uncast in at.parent_labels):
+            probe = self._at["softmax"].get(self._paths.get(at.module_stack[-1].address, ""))
+            if at.dtype.name == self._dtype:
+                self._uncast = None
+                found.append(probe)
+            elif probe is not None:
+                self._uncast = at.raw_label
+        return found
 
     def _change(self, probes: list[Probe], value: Any, *, hook: Any = None) -> Any:
-        """The value after all probes, those that edit first: one place may have several names."""
         try:
-            for probe in sorted(probes, key=lambda probe: not probe.edits):
+            for probe in probes:
                 value = probe(value)
         except StopForward:
             self.stopped = True
             halt("until")
         return value
 
-    # ---- modules
-
     def _change_leaf(
         self, probes: list[Probe], call: tuple[str, int], place: tuple[Any, ...], leaf: Tensor, *, hook: Any
-    ) -> Tensor:
+    ) -> Any:
         """One tensor of what a call returns; torchlens shows them one by one, and probes want the whole."""
         if self._served is None or self._served[0] != call:
             self._served = (call, self._change(probes, self._passing))
@@ -251,48 +237,41 @@ class _Server:
                     f"{kind} in its place; edit what the module is computed from, or what is computed from it"
                 )
             new, old = new[item], old[item]
-        assert isinstance(new, Tensor)
         return new
 
     @contextmanager
     def routed(self, model: nn.Module) -> Iterator[None]:
-        """Have the visited modules show their inputs, and say what they return as a whole."""
+        """Have the visited modules send their inputs through the tap, and say what they return as a whole."""
         calls = [label.rpartition(":")[0] for label in self._labels if ":" in label]
-        paths = sorted({*self._at["input"], *self._at["output"], *calls})
-        modules = [model.get_submodule(path) for path in paths]
-        before = [vars(module).get("forward") for module in modules]
-        for path, module in zip(paths, modules, strict=True):
+        routes = [(path, model.get_submodule(path)) for path in {*self._at["input"], *self._at["output"], *calls}]
+        before = [vars(module).get("forward") for _, module in routes]
+        for path, module in routes:
             module.forward = self._route(module.forward, self._at["input"].get(path))
         try:
             yield
         finally:
-            for module, own in zip(modules, before, strict=True):
+            for (_, module), own in zip(routes, before, strict=True):
                 if own is None:
                     del module.forward
                 else:
                     module.forward = own
 
     def _route(self, forward: Any, probe: Probe | None) -> Any:
+        def tapped(value: Any) -> Any:
+            self._tapping, self._passing = probe, value
+            return self._tap(value)
+
         @functools.wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:
+            name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
             if probe is not None and args:
-                args = (self._through_tap(probe, args[0]), *args[1:])
-            elif probe is not None:
-                name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
-                if name is not None:
-                    kwargs[name] = self._through_tap(probe, kwargs[name])
+                args = (tapped(args[0]), *args[1:])
+            elif probe is not None and name is not None:
+                kwargs[name] = tapped(kwargs[name])
             self._passing = forward(*args, **kwargs)
             return self._passing
 
         return run
-
-    def _through_tap(self, probe: Probe, value: Any) -> Any:
-        self._tapping, self._passing = probe, value
-        return self._tap(value)
-
-
-def _nothing(at: Any) -> bool:
-    return False
 
 
 def _near(name: str, candidates: Iterable[str]) -> str:
@@ -301,20 +280,15 @@ def _near(name: str, candidates: Iterable[str]) -> str:
 
 
 @contextmanager
-def _every_submodule_runs() -> Iterator[None]:
-    """Without the fused path of nn.TransformerEncoder, which calls no module inside."""
-    before = torch.backends.mha.get_fastpath_enabled()
+def _whole(plan: Plan) -> Iterator[None]:
+    """Every submodule runs, and no edit is dropped with a mere warning; torchlens' remarks on its graph concern nobody.
+
+    In its fused path nn.TransformerEncoder calls no module; PyTorch itself leaves it where there are forward hooks.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _no_edit_discarded(plan: Plan) -> Iterator[None]:
-    """torchlens only warns where it drops an edit; its remarks on graphs, complete or partial, concern no probe."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TorchLens captured a")
         warnings.simplefilter("ignore", ScalarEscapeWarning)
         warnings.simplefilter("ignore", CaptureAttemptFailedWarning)
         warnings.filterwarnings("error", message=_REFUSED)
@@ -325,3 +299,5 @@ def _no_edit_discarded(plan: Plan) -> Iterator[None]:
                 raise
             names = ", ".join(repr(visit.site.name) for visit in plan.visits if visit.site.kind == "native")
             raise UnsupportedError(f"edit of {names}: {warning}") from None
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
