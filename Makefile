@@ -95,6 +95,7 @@ $(READY): pyproject.toml constraints.txt $(if $(shell $(SOUND) && echo sound),,b
 	@$(PIP) $(TORCH) || { $(STOPPED); }
 	@echo "setup: installing crosslens, its backends and its tools, in the versions of constraints.txt"
 	@$(PIP) -c constraints.txt -e '.[all,dev]' || { $(STOPPED); }
+	@$(PIP) --no-deps -c constraints.txt inseq || { $(STOPPED); }  # beside TransformerLens: see pyproject.toml
 	@rm -rf build crosslens.egg-info  # left by the build; Python would find this second copy of our metadata
 	@echo "$(CURDIR)" > $@.new && mv $@.new $@
 	@echo "setup: done"

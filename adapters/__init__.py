@@ -8,6 +8,7 @@
 Importing this package imports no backend library: each is loaded when it is opened.
 """
 
+from .attribution import Attribution, Target
 from .capabilities import CAPABILITIES, Support
 from .edits import Edit, add, apply, replace, scale, zero
 from .errors import (
@@ -27,6 +28,7 @@ from .sites import Site
 
 __all__ = [
     "CAPABILITIES",
+    "Attribution",
     "BackendNotInstalledError",
     "ClosedError",
     "CrosslensError",
@@ -40,6 +42,7 @@ __all__ = [
     "Site",
     "SiteError",
     "Support",
+    "Target",
     "UnsupportedError",
     "add",
     "apply",
