@@ -6,6 +6,7 @@ Attention after softmax belongs to no module; PyTorch's own `TorchFunctionMode` 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, ClassVar
@@ -94,6 +95,7 @@ class _SoftmaxProbes(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
+        self._softmax = inspect.unwrap(nn.functional.softmax)  # torchlens wraps it, for the whole process
         self._current: Probe | None = None
         self.used = False
 
@@ -111,7 +113,7 @@ class _SoftmaxProbes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is nn.functional.softmax and self._current is not None:
+        if self._current is not None and inspect.unwrap(func) is self._softmax:
             # Llama's softmax works in float32 and casts back: the site is the pattern in the model's dtype
             return self._current(out.to(self._dtype))
         return out

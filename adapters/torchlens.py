@@ -79,7 +79,7 @@ class TorchLensInspector(Inspector):
             raise SiteError(f"site {site.name!r}: torchlens has no module {path!r}; nearest: {_near(path, modules)}")
         if not call.isdecimal() and not _OPERATION.fullmatch(site.address):
             raise SiteError(
-                f"site {site.name!r}: write a label such as native:softmax_2 or, of a call, native:lm_head:1"
+                f"site {site.name!r}: write a label such as native:softmax_2, or native:lm_head:1 of a call"
             )
         return Location(site.address)
 
@@ -286,7 +286,7 @@ def _whole(plan: Plan) -> Iterator[None]:
     In its fused path nn.TransformerEncoder calls no module; PyTorch itself leaves it where there are forward hooks.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(fused and not plan.visits)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TorchLens captured a")
         warnings.simplefilter("ignore", ScalarEscapeWarning)

@@ -115,9 +115,12 @@ def backend(job: dict[str, Any], report: Report) -> None:
     report.cell["library"] = kind.library or "torch"
     report.cell["version"] = library_version(report.cell["library"])
     states = kind.supports()
-    lacking = [f"{need} ({states[need].state}): {states[need].reason}" for need in task.needs if not states[need]]
+    lacking: dict[str, list[str]] = {}
+    for need in task.needs:
+        if not states[need]:
+            lacking.setdefault(f"({states[need].state}): {states[need].reason}", []).append(need)
     if lacking:
-        report.end("unsupported", "; ".join(lacking))
+        report.end("unsupported", "; ".join(f"{', '.join(needs)} {why}" for why, needs in lacking.items()))
         return
     model, tokenizer, work = _load(job, task, report)
     bare = task.bare(model, work)
