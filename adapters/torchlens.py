@@ -91,7 +91,11 @@ class TorchLensInspector(Inspector):
 
     def _forward(self, plan: Plan) -> Any:
         probes = plan.probes()
-        module = self._synced()
+        self._shadow.sync()
+        module = self._shadow.module
+        attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None)
+        if attention is not None:
+            module.config._attn_implementation = attention
         server = _Server(probes, self._root.tap, self._paths, self._dtype)
         self._root.random = log_current_rng_states()
         with eager_attention(module, server.wants_patterns), _whole(plan), server.routed(module):
@@ -113,15 +117,6 @@ class TorchLensInspector(Inspector):
             raise StopForward
         server.check_labels()
         return output
-
-    def _synced(self) -> Any:
-        """The shadow module, with what the caller may have changed since."""
-        self._shadow.sync()
-        module = self._shadow.module
-        wanted = getattr(getattr(self.model, "config", None), "_attn_implementation", None)
-        if wanted is not None and module.config._attn_implementation != wanted:
-            module.config._attn_implementation = wanted
-        return module
 
 
 class _Root(nn.Module):
@@ -214,6 +209,12 @@ class _Server:
         return found
 
     def _change(self, probes: list[Probe], value: Any, *, hook: Any = None) -> Any:
+        visits = [visit for probe in probes for visit in probe.visits if visit.capture]
+        if visits and probes[0].plan.grad and hasattr(value, "tl_user_grad_fn"):
+            raise UnsupportedError(
+                f"gradient at {visits[0].site.name!r}: the operation works in place or hands on what it got, and torchlens "
+                "shows a copy, which no gradient reaches; name the operation before or after it"
+            )
         try:
             for probe in probes:
                 value = probe(value)

@@ -177,10 +177,10 @@ def test_a_module_run_twice_can_be_edited_and_any_arguments_are_passed() -> None
 def test_a_forward_inside_an_edit_is_none_of_the_run() -> None:
     model = model_of("llama")
     site, inside = "blocks.0.resid_post", []
-    with PyveneInspector(model) as lens, HooksInspector(model) as hooks:
+    with PyveneInspector(model) as lens, PyveneInspector(model) as second, HooksInspector(model) as hooks:
 
         def twice(part: Tensor) -> Tensor:
-            inside.append(lens.run(IDS, capture=site, edits=[apply(site, lambda p: p + 1)])[site])
+            inside.append(second.run(IDS, capture=site, edits=[apply(site, lambda p: p + 1)])[site])
             inside.append(hooks.run(IDS, capture=site)[site] + 1)
             model(IDS)
             return part * 2

@@ -395,7 +395,8 @@ def test_a_missing_library_is_an_error_where_it_was_asked_for_and_a_skip_where_n
 
     monkeypatch.setattr(planning, "load_backend", load)
     plan = make_plan("smoke")
-    assert plan.backends == ("hooks", "transformer_lens"), "one that is broken runs, and its cells say how"
+    assert "transformer_lens" in plan.backends, "one that is broken runs, and its cells say how"
+    assert "nnsight" not in plan.backends
     assert "pip install" in plan.skipped["nnsight"]
     with pytest.raises(BackendNotInstalledError, match="pip install"):
         make_plan("smoke", backend=["nnsight"])
