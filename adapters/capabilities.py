@@ -41,6 +41,7 @@ CAPABILITIES: dict[str, str] = {
     "padding.left": "a left-padded batch gives each row what it gets alone",
     "padding.right": "a right-padded batch gives each row what it gets alone",
     "coexist": "work beside other inspectors open on the same model",
+    "nested": "run inside an edit of another inspector's run",
     "attribute": "input attribution by the library's own methods",
 }
 """Capability name -> what it means, one line each."""

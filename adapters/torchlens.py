@@ -19,7 +19,7 @@ import functools
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar
 
@@ -32,6 +32,7 @@ from torchlens.fastlog import RecordContext, halt
 from torchlens.utils.rng import log_current_rng_states, set_rng_from_saved_states
 
 from .attention import eager_attention
+from .capabilities import Support
 from .errors import SiteError, UnsupportedError
 from .inspector import Inspector
 from .plan import Location, Plan, Point, Probe, StopForward
@@ -49,12 +50,13 @@ class TorchLensInspector(Inspector):
     the second softmax of the forward (or `native:softmax_2_100` with its running number, which in a finished `trace` is
     another); or of a call of a module, `native:model.layers.3.mlp:1` for what the first call returns. Which operations
     there are, only the forward can tell.
-
-    Runs one forward at a time in a process, as torchlens does: another inside `apply()` needs another backend.
     """
 
     name: ClassVar[str] = "torchlens"
     library: ClassVar[str | None] = "torchlens"
+    unsupported: ClassVar[Mapping[str, Support]] = {
+        "nested": Support("upstream", "torchlens runs one forward at a time in a process; inside apply(), use 'hooks'")
+    }
 
     def _open(self) -> None:
         self._shadow = Shadow(self.model)
@@ -65,10 +67,8 @@ class TorchLensInspector(Inspector):
 
     def _release(self) -> None:
         del self._root, self._shadow
-        try:
+        with suppress(CaptureContextError):  # closed in the middle of a forward that still needs the wrappers
             unwrap_torch()
-        except CaptureContextError:  # closed in the middle of a forward of torchlens, which still needs the wrappers
-            return
 
     def _locate(self, site: Site) -> Location:
         if site.kind != "native":
@@ -109,10 +109,7 @@ class TorchLensInspector(Inspector):
                     return_output=True,
                 )
             except torchlens.ReentrantTraceError:
-                raise UnsupportedError(
-                    "torchlens runs one forward at a time in a process, and one is under way; inside apply(), use "
-                    "another backend, such as 'hooks'"
-                ) from None
+                raise self._refusal("nested") from None
         if server.stopped:
             raise StopForward
         server.check_labels()
@@ -212,8 +209,8 @@ class _Server:
         visits = [visit for probe in probes for visit in probe.visits if visit.capture]
         if visits and probes[0].plan.grad and hasattr(value, "tl_user_grad_fn"):
             raise UnsupportedError(
-                f"gradient at {visits[0].site.name!r}: the operation works in place or hands on what it got, and torchlens "
-                "shows a copy, which no gradient reaches; name the operation before or after it"
+                f"gradient at {visits[0].site.name!r}: the operation works in place or hands on what it got; torchlens "
+                "shows a copy of that, which no gradient reaches. Name the operation before or after it"
             )
         try:
             for probe in probes:

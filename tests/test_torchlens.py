@@ -205,7 +205,7 @@ def test_one_forward_at_a_time_and_other_backends_inside() -> None:
             opened(model) as another,
             HooksInspector(model) as hooks,
         ):  # closing it leaves the wrappers of the outer run
-            with pytest.raises(UnsupportedError, match="one forward at a time"):
+            with pytest.raises(UnsupportedError, match=r"nested.*one forward at a time"):
                 another.run(X)
             assert torch.equal(hooks.run(X).output, wanted)
         said.append("ran")
@@ -275,21 +275,34 @@ def test_operations_that_belong_to_no_module(fired: list[str]) -> None:
 
 
 def test_gradients_at_operations() -> None:
-    model = Functional()
+    class Halves(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = F.relu(self.first(x)).contiguous().chunk(2, -1)
+            out: Tensor = self.last(torch.cat([left * 2, right.sigmoid() + left.square()], -1) + 1)
+            return out.tanh_()
+
+    def metric(out: Tensor) -> Tensor:
+        return out[:, 1]
+
+    model = Halves()
+    sites = ["native:relu_1", "native:chunk_2", "native:square_1", "module:first:output"]
     for frozen in (False, True):
         model.requires_grad_(not frozen)
         with opened(model) as lens:
-            got = lens.gradients(X, ["native:cat_1", "native:chunk_2"], lambda out: out[:, 1])
-            assert lens.gradients(X, ["native:relu_1"], lambda out: out[:, 1])["native:relu_1"].any()
-            for label in ("tanh_1", "contiguous_1"):  # torchlens shows a copy of these, which no gradient reaches
-                if not frozen:
-                    with pytest.raises(UnsupportedError, match=f"gradient at 'native:{label}'"):
-                        lens.gradients(X, f"native:{label}", lambda out: out[:, 1])
-        slope = model.last.weight[1].detach().expand(2, 6)
-        hidden = F.relu(model.first(X)).detach()
-        mixed = torch.cat([hidden[:, :3] * 2, hidden[:, 3:]], -1)
-        torch.testing.assert_close(got["native:cat_1"], slope * (1 - mixed.tanh() ** 2))
-        torch.testing.assert_close(got["native:chunk_2"], got["native:cat_1"][:, 3:])
+            got = lens.gradients(X, sites, metric, edits=[scale("native:mul_1", 0.5)])
+            hidden = F.relu(model.first(X)).detach().requires_grad_()
+            right = hidden[:, 3:].detach().requires_grad_()
+            square = hidden[:, :3].square().detach().requires_grad_()
+            mixed = torch.cat([hidden[:, :3], right.sigmoid() + square], -1) + 1
+            wanted = torch.autograd.grad(metric(model.last(mixed).tanh()).sum(), [right, square])
+            torch.testing.assert_close(got["native:chunk_2"], wanted[0])
+            torch.testing.assert_close(got["native:square_1"], wanted[1])
+            torch.testing.assert_close(got["module:first:output"], got["native:relu_1"] * (hidden > 0))
+            assert wanted[0].any()
+    with opened(model.requires_grad_()) as lens:
+        for label in ("tanh_1", "contiguous_1"):  # torchlens shows a copy of these, which no gradient reaches
+            with pytest.raises(UnsupportedError, match=f"gradient at 'native:{label}'"):
+                lens.gradients(X, f"native:{label}", metric)
 
 
 def test_labels_are_checked() -> None:

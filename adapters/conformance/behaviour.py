@@ -61,7 +61,7 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
         yield on("not-alone", "two-of-a-kind", ("coexist", *read), _two_of_a_kind, plain)
         yield on("not-alone", "beside-hooks", ("coexist", *read), _beside_hooks, plain)
         yield on("not-alone", "close-one-of-two", ("coexist", *read), _close_one, plain)
-        yield on("not-alone", "inside-another", ("coexist", "edit.apply"), _inside, plain)
+        yield on("not-alone", "inside-another", ("nested", "edit.apply"), _inside, plain)
         yield on("no-trace", "closed-is-closed", (), _closed, plain)
 
 
