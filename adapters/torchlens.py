@@ -93,8 +93,7 @@ class TorchLensInspector(Inspector):
         probes = plan.probes()
         self._shadow.sync()
         module = self._shadow.module
-        attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None)
-        if attention is not None:
+        if attention := getattr(getattr(self.model, "config", None), "_attn_implementation", None):
             module.config._attn_implementation = attention
         server = _Server(probes, self._root.tap, self._paths, self._dtype)
         self._root.random = log_current_rng_states()

@@ -36,6 +36,7 @@ class Suite:
     """How much a run does.
 
     Args:
+        backends: names; None stands for every one that this distribution brings.
         models: model names; None stands for the default model and every tiny one.
         size: of each task's workload.
         sampling: how many timing samples a cell takes.
@@ -43,6 +44,7 @@ class Suite:
         timeout: seconds that one cell may take.
     """
 
+    backends: tuple[str, ...] | None
     models: tuple[str, ...] | None
     size: Size
     sampling: Sampling
@@ -50,10 +52,11 @@ class Suite:
     timeout: float
 
 
+QUICK = ("hooks", "transformer_lens", "nnsight")
 SUITES = {
-    "smoke": Suite(("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=3.0), 1, 120.0),
-    "default": Suite((DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=12.0), 1, 1200.0),
-    "full": Suite(None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0),
+    "smoke": Suite(QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=3.0), 1, 120.0),
+    "default": Suite(QUICK, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=12.0), 1, 1200.0),
+    "full": Suite(None, None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0),
 }
 
 
@@ -141,7 +144,7 @@ def make_plan(
         raise InputError(f"--timeout is {timeout}; it must be a number of seconds above 0")
     for name in task:
         find_task(name)
-    usable, skipped = _usable_backends(backend)
+    usable, skipped = _usable_backends(backend, chosen.backends or built_in_backends())
     wanted = tuple(dict.fromkeys(model)) or chosen.models or _every_model()
     refuse_unknown_models(wanted)
     return Plan(
@@ -225,11 +228,11 @@ def fetch_models(names: Iterable[str]) -> None:
             load_model(name)
 
 
-def _usable_backends(asked: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+def _usable_backends(asked: Iterable[str], otherwise: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Backends to run, and those to skip with the reason; one that was asked for is never skipped."""
     named = tuple(dict.fromkeys(asked))
     skipped: dict[str, str] = {}
-    for name in named or built_in_backends():
+    for name in named or otherwise:
         try:
             load_backend(name)
         except BackendNotInstalledError as error:
@@ -240,7 +243,7 @@ def _usable_backends(asked: Iterable[str]) -> tuple[tuple[str, ...], dict[str, s
             raise
         except Exception:
             continue  # a library that is there and broken: its cells will say how
-    return tuple(name for name in named or built_in_backends() if name not in skipped), skipped
+    return tuple(name for name in named or otherwise if name not in skipped), skipped
 
 
 def _every_model() -> tuple[str, ...]:
