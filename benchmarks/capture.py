@@ -186,8 +186,8 @@ def main(
     names = []
     for name in backends():
         try:
-            load_backend(name)
-            names.append(name)
+            if load_backend(name).supports()["capture.residual"]:
+                names.append(name)
         except BackendNotInstalledError as error:
             print(f"skipped: {error}", file=sys.stderr)
     for text in shape or ["1x16", "8x64"]:
