@@ -177,6 +177,7 @@ def _shown(numerator: np.ndarray[Any, Any], denominator: np.ndarray[Any, Any]) -
 def main(
     model: Annotated[str, typer.Option(help="Model name, see `crosslens models`.")] = "smollm2-135m",
     shape: Annotated[list[str] | None, typer.Option(help="Batch x tokens; may be given more than once.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="Only these; may be given more than once.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds; each calls every way once.")] = 30,
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.")] = 1,
 ) -> None:
@@ -184,7 +185,7 @@ def main(
     torch.set_num_threads(threads)
     network, _ = load_model(model)
     names = []
-    for name in backends():
+    for name in backend or backends():
         try:
             if load_backend(name).supports()["capture.residual"]:
                 names.append(name)

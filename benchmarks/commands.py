@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def tables_command(folder: Path, form: str | None) -> None:
 
 def _print(rendered: Sequence[Table], files: Sequence[Path]) -> None:
     """The tables, then where they are."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)  # a log has no width: let no column be cut
     show(console, rendered)
     console.print("\nThe tables are in")
     for path in files:
