@@ -22,6 +22,7 @@ from .errors import (
     UnsupportedError,
 )
 from .inspector import Inspector
+from .recording import Recording
 from .registry import backends, load_backend, open_inspector
 from .run import Generation, Run
 from .sites import Site
@@ -38,6 +39,7 @@ __all__ = [
     "InputError",
     "Inspector",
     "ModelError",
+    "Recording",
     "Run",
     "Site",
     "SiteError",

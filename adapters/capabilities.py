@@ -12,6 +12,9 @@ from typing import Literal
 
 State = Literal["supported", "notimpl", "upstream", "never"]
 
+FAMILY_NAMES = ("llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "mistral", "gemma2", "phi3", "opt", "bert")
+"""Families whose sites have canonical names, as `transformers` calls their `model_type`."""
+
 CAPABILITIES: dict[str, str] = {
     "capture.residual": "read embed, resid_pre, resid_mid, resid_post, final_norm and logits",
     "capture.attention": "read attn.q, attn.k, attn.v, attn.z and attn.out, per head",
@@ -43,6 +46,8 @@ CAPABILITIES: dict[str, str] = {
     "coexist": "work beside other inspectors open on the same model",
     "nested": "run inside an edit of another inspector's run",
     "attribute": "input attribution by the library's own methods",
+    "record": "record key figures of training steps by category, by the library's own recorder",
+    **{f"family.{name}": f"models of the family {name}" for name in FAMILY_NAMES},
 }
 """Capability name -> what it means, one line each."""
 

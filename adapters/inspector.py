@@ -31,6 +31,7 @@ from .state import contained
 
 if TYPE_CHECKING:
     from .attribution import Attribution, Target
+    from .recording import Recording
 
 Metric = Callable[[Tensor], Tensor]
 SiteNames = str | Site | Iterable[str | Site]
@@ -56,6 +57,8 @@ class Inspector(ABC):
         self.model = model
         self.tokenizer = tokenizer
         self.architecture: Architecture = describe(model)
+        if self.architecture.family is not None:
+            self._require(f"family.{self.architecture.family.name}")
         self._closed = False
         self._running = False
         self._like = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -107,6 +110,8 @@ class Inspector(ABC):
         states = {name: cls.unsupported.get(name, Support()) for name in CAPABILITIES}
         if cls.attribute is Inspector.attribute and states["attribute"]:
             states["attribute"] = Support("notimpl", "input attribution through this backend is not written yet")
+        if cls.record is Inspector.record:
+            states["record"] = Support("never", "it has no recorder; crosslens.tasks.Recorder records any nn.Module")
         return states
 
     @property
@@ -246,6 +251,15 @@ class Inspector(ABC):
         """
         self._check_open()
         raise self._refusal("attribute")
+
+    def record(self, sites: SiteNames, **options: Any) -> Recording:
+        """Record key figures of training steps by category, through the library's own recorder.
+
+        Raises:
+            UnsupportedError: this backend's library has none.
+        """
+        self._check_open()
+        raise self._refusal("record")
 
     def close(self) -> None:
         """Leave the model as it was found. Closing twice is allowed."""

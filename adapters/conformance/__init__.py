@@ -13,6 +13,7 @@ or, without pytest, `crosslens check mine`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from crosslens.adapters.errors import InputError
 from crosslens.adapters.inspector import Inspector
@@ -38,7 +39,12 @@ def conformance_checks(backend: str | type[Inspector], families: Sequence[str] =
     if unknown := set(families) - set(FAMILIES):
         raise InputError(f"the kit has no oracle for {sorted(unknown)}; it has {', '.join(FAMILIES)}")
     context = Context(load_backend(backend) if isinstance(backend, str) else backend)
-    found: list[Check] = []
-    for module in (right, networks, behaviour, residue, refusals, attributions):
-        found += module.checks(context, families)
+    found = list(networks.checks(context))
+    for family in families:
+        for module in (right, behaviour, residue, refusals, attributions):
+            found += [_on(family, check) for check in module.checks(context, [family])]
     return found
+
+
+def _on(family: str, check: Check) -> Check:
+    return replace(check, needs=(*check.needs, f"family.{family}"))

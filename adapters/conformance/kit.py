@@ -114,7 +114,7 @@ class Check:
     @property
     def capability(self) -> str:
         """The first capability it needs; the row of the feature table that it counts for."""
-        return self.needs[0] if self.needs else self.promise
+        return self.needs[0]
 
     def missing(self) -> list[str]:
         """Needed capabilities that the backend says it lacks."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from crosslens.adapters.edits import replace, zero
 from crosslens.adapters.errors import CrosslensError, SiteError
 
-from .kit import FAMILIES, Check, Context, expect
+from .kit import Check, Context, expect
 
 
-def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Check]:
-    """Checks on small networks; families play no part."""
+def checks(context: Context) -> Iterator[Check]:
+    """Checks on small networks of no family."""
 
     def module(what: str, needs: Sequence[str], body: Callable[[Context], None]) -> Check:
         return Check(f"right/module/{what}", "right", tuple(needs), body, context)
