@@ -328,7 +328,8 @@ class _Layout:
 def attribution_only(reason: str) -> dict[str, Support]:
     """`unsupported` of a backend that attributes and does nothing else."""
     kept = ("attribute", "padding.left", "padding.right", "coexist")
-    return {name: Support("never", reason) for name in CAPABILITIES if name not in kept}
+    others = (name for name in CAPABILITIES if name not in kept and not name.startswith("family."))
+    return {name: Support("never", reason) for name in others}
 
 
 def measure(logits: Tensor, token: Tensor, minus: Tensor | None, of: Quantity) -> Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 
 from .errors import BackendNotInstalledError, InputError
 from .inspector import Inspector
+from .versions import warn_if_untested
 
 GROUP = "crosslens.adapters"
 
@@ -45,11 +46,21 @@ def load_backend(name: str) -> type[Inspector]:
     except ImportError as error:
         if error.name is None or importlib.util.find_spec(error.name.partition(".")[0]) is not None:
             raise  # the library is there and broken: its own error says more
-        extra = name.replace("_", "-")
         raise BackendNotInstalledError(
-            f"backend {name!r} needs {error.name!r}, which is not installed; pip install 'crosslens[{extra}]'"
+            f"backend {name!r} needs {error.name!r}, which is not installed; {_how_to_install(entry)}"
         ) from error
+    if found.library is not None:
+        warn_if_untested(entry, found.library)
     return found
+
+
+def _how_to_install(entry: EntryPoint) -> str:
+    """The command that installs a backend's library: an extra of the distribution that registers it."""
+    owner, extra = entry.dist, entry.name.replace("_", "-")
+    if owner is None or extra not in (owner.metadata.get_all("Provides-Extra") or ()):
+        return f"see the documentation of {owner.name if owner else entry.value}"
+    beside = " (beside transformer_lens: pip install --no-deps inseq captum treescope)" if extra == "inseq" else ""
+    return f"pip install '{owner.name}[{extra}]'{beside}"
 
 
 def open_inspector(name: str, model: nn.Module, tokenizer: Any = None, **options: Any) -> Inspector:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +14,9 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from crosslens.adapters import InputError
+from crosslens.adapters import InputError, load_backend
 from crosslens.adapters.conformance import FAMILIES, conformance_checks
+from crosslens.adapters.conformance.outcomes import save, summarise
 from crosslens.tasks import known_models
 
 from .plan import known
@@ -22,21 +25,29 @@ from .store import to_json
 _STATUSES = ("passed", "failed", "xfailed", "xpassed")
 
 
-def check_backend(name: str, model: Sequence[str], only: str | None, as_json: bool) -> bool:
+def check_backend(name: str, model: Sequence[str], only: str | None, as_json: bool, folder: Path | None = None) -> bool:
     """Run the checks of a backend and print what came of them; False if any failed.
 
+    Args:
+        folder: where the outcomes are kept, for the feature table; None keeps none.
+
     Raises:
-        InputError: an unknown backend or model, or a filter that leaves nothing.
+        InputError: an unknown backend or model, a filter that leaves nothing, or outcomes of a part that shall be kept.
         BackendNotInstalledError: the backend's library is missing.
     """
+    if folder is not None and (model or only):
+        raise InputError("only the outcomes of the whole kit are kept: leave --model and -k out, or --save")
     checks = conformance_checks(name, _families(model)) if model else conformance_checks(name)
     chosen = [check for check in checks if only is None or only in check.id]
     if not chosen:
         raise InputError(f"no check of {name!r} has {only!r} in its id; such an id is {checks[0].id!r}")
     err = Console(stderr=True)
     found: list[dict[str, Any]] = []
+    results = []
+    start = time.process_time()
     for check in track(chosen, description=name, console=err, transient=True, disable=not err.is_terminal):
         outcome = check.run()
+        results.append((check, outcome))
         found.append(
             {"id": check.id, "capability": check.capability, "status": outcome.status, "message": outcome.message}
         )
@@ -47,6 +58,9 @@ def check_backend(name: str, model: Sequence[str], only: str | None, as_json: bo
         print(to_json({"backend": name, "summary": summary, "checks": found}, indent=2))
     else:
         _print(name, found, bad, counts)
+    if folder is not None and not bad:
+        path = save(summarise(load_backend(name), results, round(time.process_time() - start, 1)), folder)
+        err.print(f"kept in {path}", markup=False, highlight=False, soft_wrap=True)
     return not bad
 
 

@@ -74,14 +74,22 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def backends(as_json: AsJson = False) -> None:
-    """List the backends, and what each says that it can do.
+def backends(
+    form: Annotated[str | None, typer.Option("--format", help="md, latex or json; else for this terminal.")] = None,
+    outcomes: Annotated[
+        Path | None,
+        typer.Option(help="A folder that `check --save` wrote; else those that are shipped."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the backends, and what the conformance kit found that each can do.
 
-    `crosslens check NAME` proves it.
+    Every cell is what came of the checks that need it, on the version that is named; where it is not "yes" the reason
+    is below. `crosslens check NAME` runs the checks again.
     """
     from .listing import list_backends
 
-    list_backends(as_json)
+    list_backends("json" if as_json and form is None else form, outcomes)
 
 
 @app.command()
@@ -99,6 +107,9 @@ def check(
         list[str] | None, typer.Option(help="A tiny model to check on, such as tiny-llama; may be repeated; else all.")
     ] = None,
     only: Annotated[str | None, typer.Option("-k", help="Run only the checks whose id contains this text.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Keep the outcomes of the whole kit in this folder, for `backends --outcomes`.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove a backend against the oracle, promise by promise.
@@ -113,7 +124,7 @@ def check(
     """
     from .checking import check_backend
 
-    if not check_backend(name, model or (), only, as_json):
+    if not check_backend(name, model or (), only, as_json, save):
         raise typer.Exit(1)
 
 

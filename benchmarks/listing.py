@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crosslens.adapters import CAPABILITIES, BackendNotInstalledError, load_backend
-from crosslens.adapters import backends as backend_names
+from crosslens.adapters import CAPABILITIES
 from crosslens.tasks import known_models, tasks
 
-from .environment import library_version
+from .matrix import FORMATS, LEGEND, MARKS, matrix, reasons, state
+from .plan import known
 from .store import to_json
-
-_MARK = {"supported": "yes", "notimpl": "not yet", "upstream": "no", "never": "-"}
 
 
 def list_models(as_json: bool) -> None:
@@ -41,51 +40,41 @@ def list_models(as_json: bool) -> None:
     Console().print(grid)
 
 
-def list_backends(as_json: bool) -> None:
-    """Print the backends, their versions, and what each says that it can do."""
-    found = {name: backend_facts(name) for name in backend_names()}
-    if as_json:
-        print(to_json([{"name": name, **facts} for name, facts in found.items()], indent=2))
+def list_backends(form: str | None, folder: Path | None) -> None:
+    """Print the backends, their versions, and what the conformance kit found that each can do.
+
+    Raises:
+        InputError: an unknown format, or kept outcomes that cannot be read.
+    """
+    if form is not None:
+        known("format", form, FORMATS)
+    found = matrix(folder)
+    if form is not None:
+        print(FORMATS[form](found), end="")
         return
-    console = Console()
-    grid = _grid("backend", "library", "version", "installed", "capabilities")
-    for name, facts in found.items():
-        states = facts["capabilities"] or {}
-        able = sum(state["state"] == "supported" for state in states.values())
-        count = f"{able} of {len(states)}" if states else ""
-        grid.add_row(name, facts["library"] or "", facts["version"] or "", "yes" if facts["installed"] else "no", count)
+    console = Console() if sys.stdout.isatty() else Console(width=160)  # a log has no width: let no column be cut
+    grid = _grid("backend", "library", "installed", "checked", "checks passed", "failed as they must", "capabilities")
+    for column in found:
+        kept = column.outcomes
+        able = sum(state(column, name) == "supported" for name in CAPABILITIES)
+        grid.add_row(
+            column.name,
+            column.library or (kept.library if kept else ""),
+            column.version or "no",
+            kept.version if kept else "never",
+            str(kept.passed) if kept else "",
+            str(kept.xfailed) if kept else "",
+            f"{able} of {len(CAPABILITIES)}" if kept else "",
+        )
     console.print(grid)
-    installed = [name for name, facts in found.items() if facts["installed"]]
-    matrix = _grid("capability", *installed)
-    reasons = []
-    for capability in CAPABILITIES:
-        states = [found[name]["capabilities"][capability] for name in installed]
-        matrix.add_row(capability, *(_MARK[state["state"]] for state in states))
-        for name, state in zip(installed, states, strict=True):
-            if state["state"] != "supported":
-                reasons.append(f"{name}, {capability}: {state['reason']} {state['issue'] or ''}".rstrip())
-    console.print(matrix)
-    for line in [*reasons, *(facts["problem"] for facts in found.values() if facts["problem"])]:
+    checked = [column for column in found if column.outcomes]
+    table = _grid("capability", *(column.name.replace("_", "\n") for column in checked))
+    for name in CAPABILITIES:
+        table.add_row(name, *(MARKS.get(state(column, name) or "", "?") for column in checked))
+    console.print(table)
+    legend = "; ".join(f"{MARKS[name]}: {meaning}" for name, meaning in LEGEND.items())
+    for line in [legend, *reasons(found), *(column.problem for column in found if column.problem)]:
         console.print(Text(line, style="dim"))
-
-
-def backend_facts(name: str) -> dict[str, Any]:
-    """Library, version, whether it is installed, capability states; `problem` says why it cannot be used."""
-    none: dict[str, Any] = {"library": None, "version": None, "installed": False, "capabilities": None}
-    try:
-        kind = load_backend(name)
-    except BackendNotInstalledError as error:
-        return none | {"problem": str(error)}
-    except Exception as error:  # a library that is there and broken may raise anything
-        return none | {"problem": f"{name} cannot be imported: {type(error).__name__}: {error}"}
-    library = kind.library or "torch"
-    return {
-        "library": library,
-        "version": library_version(library),
-        "installed": True,
-        "capabilities": {capability: asdict(state) for capability, state in kind.supports().items()},
-        "problem": None,
-    }
 
 
 def list_tasks(as_json: bool) -> None:

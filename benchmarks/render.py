@@ -88,15 +88,16 @@ def latex(tables: Sequence[Table]) -> str:
     for table in tables:
         shown = columns(table)
         align = "".join(column.align[0] for column in shown)
-        head = " & ".join(_escaped(_one_line(column)) for column in shown)
-        rows = [" & ".join(_escaped(cell_text(row, column)) for column in shown) + r" \\" for row in table.rows]
+        head = " & ".join(escape_latex(_one_line(column)) for column in shown)
+        rows = [" & ".join(escape_latex(cell_text(row, column)) for column in shown) + r" \\" for row in table.rows]
         body = "\n".join([rf"\begin{{tabular}}{{{align}}}", r"\toprule", head + r" \\", r"\midrule", *rows])
         notes = "\n".join(f"% {note}" for note in [*table.notes, *table.legend])
         parts.append(f"% {table.title}\n{body}\n\\bottomrule\n\\end{{tabular}}\n{notes}\n")
     return "\n".join(parts)
 
 
-def _escaped(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """Text with the characters that LaTeX takes for commands written out."""
     return re.sub(r"[&%$#_{}~^\\]", lambda match: _LATEX[match[0]], text)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from rich.console import Console
 
 from crosslens.adapters import CAPABILITIES, BackendNotInstalledError
 from crosslens.adapters.conformance import Outcome as CheckOutcome
+from crosslens.adapters.conformance.outcomes import load, save
 from crosslens.benchmarks import cli, progress
 from crosslens.benchmarks.launch import Follow, Outcome
 from crosslens.benchmarks.store import read_run
@@ -90,8 +93,6 @@ def test_help_does_not_wait_for_pytorch() -> None:
 
 
 def test_the_version_is_the_distributions(crosslens: Call) -> None:
-    from importlib.metadata import version
-
     assert crosslens("--version").out == f"crosslens {version('crosslens')}\n"
 
 
@@ -114,19 +115,51 @@ def test_backends_are_listed_with_what_they_can_do(crosslens: Call) -> None:
     found = {entry["name"]: entry for entry in json.loads(crosslens("backends", "--json").out)}
     assert {"hooks", "nnsight", "transformer_lens"} <= set(found)
     hooks = found["hooks"]
-    assert (hooks["library"], hooks["installed"], hooks["problem"]) == ("torch", True, None)
-    assert set(hooks["capabilities"]) == set(CAPABILITIES)
+    assert (hooks["library"], hooks["version"], hooks["problem"]) == ("torch", version("torch"), "")
+    assert set(hooks["outcomes"]["capabilities"]) == set(CAPABILITIES)
     shown = crosslens("backends").out
     assert all(capability in shown for capability in CAPABILITIES)
-    assert "hooks, attribute: " in shown, "what is not supported has its reason"
+    assert "hooks, attribute (notimpl): " in shown, "what is not supported has its reason"
+
+
+def test_the_feature_table_has_a_reason_for_every_cell_that_is_no_yes(crosslens: Call) -> None:
+    found = json.loads(crosslens("backends", "--format", "json").out)
+    text = crosslens("backends", "--format", "md").out
+    assert text.count("\n| ") >= len(CAPABILITIES), text
+    for backend in found:
+        for capability, proof in backend["outcomes"]["capabilities"].items():
+            supported = proof["state"] == "supported"
+            assert proof["passed" if supported else "xfailed"] > 0, (backend["name"], capability)
+            assert supported or proof["reason"], (backend["name"], capability)
+            assert supported or proof["reason"] in text, (backend["name"], capability)
+
+
+def test_the_feature_table_is_latex_too(crosslens: Call) -> None:
+    text = crosslens("backends", "--format", "latex").out
+    table = text[: text.index(r"\end{tabular}")]
+    columns = table[: table.index(r"\midrule")].count("&") + 1
+    rows = [line for line in table.splitlines() if line.endswith(r"\\") and "texttt" in line]
+    assert len(rows) == len(CAPABILITIES)
+    assert all(row.count("&") + 1 == columns for row in rows)
+    assert not re.search(r"(?<!\\)[_%#]", table), "what LaTeX takes for a command is written out"
+
+
+def test_outcomes_of_ones_own_are_shown_instead_of_those_that_are_shipped(crosslens: Call, tmp_path: Path) -> None:
+    kept = load("hooks")
+    assert kept is not None
+    save(replace(kept, passed=123456), tmp_path)
+    assert "123456" in crosslens("backends", "--outcomes", tmp_path).out
+    (tmp_path / "hooks.json").write_text('{"schema": 99}')
+    refused(crosslens("backends", "--outcomes", tmp_path), "hooks.json")
+    refused(crosslens("check", "hooks", "-k", "padding", "--save", tmp_path), "whole kit")
 
 
 def test_a_backend_that_is_not_installed_is_listed_with_what_to_install(
     crosslens: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing(monkeypatch, "crosslens.benchmarks.listing.load_backend")
+    missing(monkeypatch, "crosslens.benchmarks.matrix.load_backend")
     entry = json.loads(crosslens("backends", "--json").out)[0]
-    assert entry["installed"] is False
+    assert entry["version"] is None
     assert "pip install 'crosslens[nnsight]'" in entry["problem"]
     assert "pip install 'crosslens[nnsight]'" in crosslens("backends").out
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from importlib.metadata import entry_points
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -14,9 +20,11 @@ from crosslens.adapters import (
     load_backend,
     open_inspector,
     registry,
+    versions,
 )
 from crosslens.adapters.conformance.models import tiny_model
 from crosslens.adapters.hooks import HooksInspector
+from crosslens.adapters.versions import UntestedVersionWarning
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +110,56 @@ def test_a_misspelled_backend_names_the_nearest() -> None:
     assert backends()[0] == "hooks"
 
 
-def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        def load(self) -> None:
-            raise ModuleNotFoundError("No module named 'absent_library'", name="absent_library")
+def _entry(name: str, **changed: Any) -> Any:
+    """An entry point as crosslens registers it, with something else behind it."""
+    (entry,) = entry_points(group="crosslens.adapters", name=name)
+    return SimpleNamespace(**({"name": name, "value": entry.value, "dist": entry.dist, "load": entry.load} | changed))
 
-    monkeypatch.setattr(registry, "_entries", lambda: {"transformer_lens": Entry()})
-    with pytest.raises(BackendNotInstalledError, match=r"pip install 'crosslens\[transformer-lens\]'"):
-        open_inspector("transformer_lens", nn.Linear(1, 1))
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("transformer_lens", "pip install 'crosslens[transformer-lens]'"),
+        ("penzai", "pip install 'crosslens[penzai]'"),
+        ("inseq", "pip install --no-deps inseq captum treescope"),
+    ],
+)
+def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch, name: str, command: str) -> None:
+    def load() -> None:
+        raise ModuleNotFoundError("No module named 'absent_library'", name="absent_library")
+
+    monkeypatch.setattr(registry, "_entries", lambda: {name: _entry(name, load=load)})
+    with pytest.raises(BackendNotInstalledError, match=re.escape(command)):
+        open_inspector(name, nn.Linear(1, 1))
+
+
+def test_every_backend_with_a_library_has_an_extra() -> None:
+    for name in backends():
+        if load_backend(name).library is not None:
+            assert "pip install 'crosslens[" in registry._how_to_install(_entry(name)), name
+
+
+def test_an_untested_version_of_a_library_warns_once_and_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = _entry("nnsight")
+    monkeypatch.setattr(registry, "_entries", lambda: {"nnsight": entry})
+    monkeypatch.setattr(versions, "version", lambda name: "0.9.2")
+    with pytest.warns(
+        UntestedVersionWarning, match=r"nnsight 0\.9\.2 is installed.*tested with nnsight <0\.9,>=0\.8\.1"
+    ):
+        load_backend("nnsight")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_backend("nnsight")
+
+
+def test_the_installed_versions_are_tested_ones() -> None:
+    """Nothing warns here, where every library has the version that constraints.txt gives it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UntestedVersionWarning)
+        for name in backends():
+            library = load_backend(name).library
+            if library is not None:
+                versions.warn_if_untested.__wrapped__(_entry(name), library)
 
 
 def test_something_that_is_no_module_is_refused() -> None:

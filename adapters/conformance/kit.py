@@ -116,6 +116,11 @@ class Check:
         """The first capability it needs; the row of the feature table that it counts for."""
         return self.needs[0]
 
+    @property
+    def group(self) -> str:
+        """Promise and scene: checks of one group share a model, and run together under pytest."""
+        return f"{self.promise}/{self.id.rpartition('/')[2]}"
+
     def missing(self) -> list[str]:
         """Needed capabilities that the backend says it lacks."""
         states = self.context.backend.supports()
