@@ -140,8 +140,7 @@ def test_every_backend_with_a_library_has_an_extra() -> None:
 
 
 def test_an_untested_version_of_a_library_warns_once_and_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = _entry("nnsight")
-    monkeypatch.setattr(registry, "_entries", lambda: {"nnsight": entry})
+    versions.warn_if_untested.cache_clear()
     monkeypatch.setattr(versions, "version", lambda name: "0.9.2")
     with pytest.warns(
         UntestedVersionWarning, match=r"nnsight 0\.9\.2 is installed.*tested with nnsight <0\.9,>=0\.8\.1"
@@ -156,10 +155,11 @@ def test_the_installed_versions_are_tested_ones() -> None:
     """Nothing warns here, where every library has the version that constraints.txt gives it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UntestedVersionWarning)
+        versions.warn_if_untested.cache_clear()
         for name in backends():
             library = load_backend(name).library
             if library is not None:
-                versions.warn_if_untested.__wrapped__(_entry(name), library)
+                versions.warn_if_untested(registry._entries()[name], library)
 
 
 def test_something_that_is_no_module_is_refused() -> None:
