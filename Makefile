@@ -22,13 +22,14 @@ STOPPED := echo "setup: pip stopped for the reason above; the next make goes on 
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format setup clean broken
+.PHONY: help bench test outcomes lint format setup clean broken
 
 help:
 	@echo "crosslens: one Inspector over the interpretability libraries, and a benchmark of them"
 	@echo
 	@echo "  make bench    compare the backends on a real language model; ends by saying where the tables are"
 	@echo "  make test     run the tests on all cores"
+	@echo "  make outcomes prove every backend and keep what came of it: the feature table (crosslens backends)"
 	@echo "  make lint     ruff, formatting, and mypy on the installed package"
 	@echo "  make format   rewrite the code as ruff wants it"
 	@echo "  make setup    only create or update .venv (each target above does this when needed)"
@@ -49,6 +50,11 @@ bench: $(READY)
 test: $(READY)
 	@echo "test: pytest, a process per core, at most $(WORKERS)"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+# One process a backend, two at a time. `make test` fails where the kept outcomes are not these.
+outcomes: $(READY)
+	@$(BIN)/python -c 'from crosslens.adapters import backends; print(*backends())' | tr ' ' '\n' | \
+	    OMP_NUM_THREADS=1 xargs -P 2 -I NAME $(BIN)/crosslens check NAME --save adapters/conformance/outcomes
 
 # mypy cannot see through an editable install, so it reads a real one, made anew each time from a copy: nothing
 # stale is checked, and nothing is built inside the tree. It runs there so that its paths are those of the tree.
