@@ -3,5 +3,6 @@
 from .base import Result, Score, Task
 from .models import known_models, load_model
 from .registry import load_task, tasks
+from .sweeping import sweep
 
-__all__ = ["Result", "Score", "Task", "known_models", "load_model", "load_task", "tasks"]
+__all__ = ["Result", "Score", "Task", "known_models", "load_model", "load_task", "sweep", "tasks"]

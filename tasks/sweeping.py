@@ -1,0 +1,252 @@
+"""One metric for each of many edits of the same inputs: patching maps over layers, positions, heads and neurons.
+
+    edits = [[replace(f"blocks.{l}.attn.z", clean[l][:, :, h : h + 1], heads=[h])] for l in layers for h in heads]
+    effect = sweep(lens, corrupt, edits, lambda logits: logits[:, -1, right] - logits[:, -1, wrong])
+
+The same numbers as a forward an edit, for less work: edits that begin at one block go through the model together, as
+rows of one batch, and start from the residual stream that enters that block, which none of them changes. `tail.py` makes
+the model that begins there; where it cannot be made, or gives something else, the whole model runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from crosslens.adapters import CrosslensError, Edit, InputError, Inspector, Site
+from crosslens.adapters.inputs import Inputs
+
+from .base import Progress
+from .tail import Tail, tail_from
+
+Metric = Callable[[Tensor], Tensor]
+"""logits (batch, pos, d_vocab) -> (batch,), as if the edit had run alone."""
+
+MOST_ROWS = 64
+SHARE_OF_MEMORY = 0.25
+
+
+def sweep(
+    lens: Inspector,
+    inputs: Any,
+    edits: Sequence[Sequence[Edit]],
+    metric: Metric,
+    *,
+    logits_at: Sequence[int] | None = None,
+    max_rows: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The metric under each of many edits: (len(edits), batch).
+
+    Args:
+        lens: an open inspector. Where the model trains, and at `module:` and `native:` sites, elements run one by one.
+        inputs: as in `Inspector.run`.
+        edits: each element is a list of edits that is run as if alone.
+        metric: of the logits that an element gives, (batch, pos, d_vocab).
+        logits_at: the only positions whose logits the metric reads, such as `[-1]`; it then gets these alone, (batch,
+            len(logits_at), d_vocab), in this order. Others are not computed where the backend allows it.
+        max_rows: rows of one forward; None takes what a quarter of the free memory holds, at most 64.
+        progress: called with (elements done, elements in all).
+
+    Raises:
+        SiteError, EditError, InputError, UnsupportedError: before the first edited forward, as `Inspector.run` does for
+            each element.
+    """
+    ready = _Sweep(lens, inputs, edits, metric, logits_at, max_rows)
+    if not edits:
+        return torch.empty(0, ready.batch)
+    found: dict[int, Tensor] = {}
+    try:
+        for start, numbers in ready.groups():
+            for part in ready.parts(start, numbers):
+                found.update(zip(part, ready.run(start, part), strict=True))
+                if progress:
+                    progress(len(found), len(edits))
+    finally:
+        ready.close()
+    return torch.stack([found[i] for i in range(len(edits))])
+
+
+@dataclass(frozen=True)
+class _Element:
+    """Edits of one element, and the block that they begin at; None where only a forward of its own will do."""
+
+    edits: list[Edit]
+    start: int | None
+
+
+class _Sweep:
+    """One sweep: what is known of its elements, and the models that begin at a block."""
+
+    def __init__(
+        self, lens: Inspector, inputs: Any, edits: Sequence[Sequence[Edit]], metric: Metric,
+        logits_at: Sequence[int] | None, max_rows: int | None,
+    ) -> None:  # fmt: skip
+        if max_rows is not None and max_rows < 1:
+            raise InputError(f"max_rows is {max_rows}; a forward has at least one row")
+        self.lens, self.inputs, self.metric = lens, inputs, metric
+        self.ready: Inputs = lens._prepare(inputs)
+        self.batch = self.ready.geometry.batch
+        for element in edits:  # everything is checked before anything runs
+            lens._plan(self.ready, self.ready.geometry, (), element, None)
+        self.columns = self._columns(logits_at)
+        self.max_rows = max_rows
+        self.together = self.ready.ids is not None and not lens.model.training and bool(lens.capabilities["edit.rows"])
+        self.elements = [self._element(list(element)) for element in edits]
+        self.states: dict[int, Tensor] = {}
+        self.plain: Tensor | None = None
+        self.tail: Tail | None = None
+        self.no_tail = False
+
+    # ---- which elements run together
+
+    def groups(self) -> list[tuple[int | None, list[int]]]:
+        """Block -> the elements that begin there; those that run alone come last."""
+        by_start: dict[int | None, list[int]] = {}
+        for i, element in enumerate(self.elements):
+            by_start.setdefault(element.start, []).append(i)
+        starts = [s for s in by_start if s]
+        if starts:
+            names = [f"blocks.{s}.resid_pre" for s in starts]
+            run = self.lens.run(self.inputs, capture=names)
+            self.states = {s: run[name] for s, name in zip(starts, names, strict=True)}
+        return sorted(by_start.items(), key=lambda item: (item[0] is None, item[0] or 0))
+
+    def parts(self, start: int | None, numbers: list[int]) -> list[list[int]]:
+        """Elements of one group in the order of forwards, as many at once as memory holds."""
+        size = 1 if start is None else max(1, self._rows() // self.batch)
+        return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+
+    def _element(self, edits: list[Edit]) -> _Element:
+        last = self.lens.architecture.sizes.get("n_layers", 1) - 1
+        found = [(edit, site) for edit in edits for site in self.lens.architecture.sites.resolve(edit.site)]
+        if not self.together or any(_alone(edit, site) for edit, site in found):
+            return _Element(edits, None)
+        starts = [0 if site.name == "embed" else last if site.layer is None else site.layer for _, site in found]
+        return _Element(edits, min(starts, default=last))
+
+    def _rows(self) -> int:
+        """Rows of a forward that a part of the free memory holds."""
+        if self.max_rows is not None:
+            return self.max_rows
+        sizes, columns = self.lens.architecture.sizes, self.ready.geometry.columns
+        kept = columns if self.columns is None else self.columns.shape[1]
+        width = 8 * sizes["d_model"] + 3 * sizes["d_mlp"] + 2 * sizes["head"] * columns
+        bytes_a_row = 4 * max(self.lens._dtype.itemsize, 4) * (columns * width + 3 * kept * sizes.get("d_vocab", 0))
+        device = self.lens._device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        return int(min(MOST_ROWS, max(1, SHARE_OF_MEMORY * free // bytes_a_row)))
+
+    def _columns(self, positions: Sequence[int] | None) -> Tensor | None:
+        """(batch, n) columns of the logits that the metric reads; None for all."""
+        if positions is None:
+            return None
+        geometry = self.ready.geometry
+        if geometry.position is None:
+            raise InputError("logits_at= needs a language model of a known family")
+        lengths = torch.tensor(geometry.lengths)[:, None]
+        wanted = torch.tensor(list(positions), dtype=torch.long)[None].expand(self.batch, -1)
+        wanted = torch.where(wanted < 0, wanted + lengths, wanted)
+        if bool(((wanted < 0) | (wanted >= lengths)).any()) or not wanted.shape[1]:
+            raise InputError(f"logits_at={list(positions)}: rows have {geometry.lengths} tokens; name positions in all")
+        return geometry.columns_of(wanted, None)
+
+    # ---- running
+
+    def run(self, start: int | None, part: list[int]) -> list[Tensor]:
+        """The metric of each element of one forward."""
+        if start is None:
+            return [self._alone(self.elements[i].edits) for i in part]
+        tail = self._tail_from(start) if start else None
+        edits = [moved for row, i in enumerate(part) for moved in self._moved(row, self.elements[i].edits, start, tail)]
+        if tail is not None:
+            logits = tail.run(self._repeated(len(part)), edits, len(part))
+        else:
+            logits = self._read(self.lens.run(self._repeated(len(part)), edits=edits).logits, len(part))
+        return [self._value(each) for each in logits.view(len(part), self.batch, *logits.shape[1:])]
+
+    def _alone(self, edits: list[Edit]) -> Tensor:
+        run = self.lens.run(self.inputs, edits=edits)
+        known = isinstance(getattr(run.output, "logits", None), Tensor)
+        return self._value(self._read(run.logits if known else run.output, 1))
+
+    def _value(self, logits: Tensor) -> Tensor:
+        value = self.metric(logits)
+        if not isinstance(value, Tensor) or value.shape != (self.batch,):
+            shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"the metric returned {shown}; it must return one number a row, ({self.batch},)")
+        return value.detach()
+
+    def _read(self, logits: Tensor, times: int) -> Tensor:
+        """The columns that the metric reads."""
+        if self.columns is None:
+            return logits
+        columns = self.columns.repeat(times, 1).to(logits.device)
+        return logits[torch.arange(len(columns), device=logits.device)[:, None], columns]
+
+    def _repeated(self, times: int) -> dict[str, Tensor]:
+        """The inputs, `times` over."""
+        names = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+        given = {name: self.ready.kwargs[name] for name in names if name in self.ready.kwargs}
+        return {name: tensor.expand(self.batch, -1).repeat(times, 1) for name, tensor in given.items()}
+
+    def _moved(self, row: int, edits: Sequence[Edit], start: int, tail: Tail | None) -> list[Edit]:
+        """An element's edits in its own rows of the batch, and in the blocks that are left."""
+        out = []
+        for edit in edits:
+            rows = range(self.batch) if edit.rows is None else _numbers(edit.rows, self.batch)
+            own = [row * self.batch + r for r in rows]
+            for site in self.lens.architecture.sites.resolve(edit.site):
+                name = site.name
+                if tail is not None and site.layer is not None:
+                    name = f"blocks.{site.layer - start}.{site.local}"
+                out.append(replace(edit, site=name, rows=own))
+        return out
+
+    def _tail_from(self, start: int) -> Tail | None:
+        """The model from a block on, if it gives what the whole model does."""
+        if self.no_tail:
+            return None
+        if self.tail is None or self.tail.start != start:
+            self.close()
+            self.tail = tail_from(self.lens, start, self.states[start], self.columns)
+            self.no_tail = self.tail is None or not self._same(self.tail)
+            if self.no_tail:
+                self.close()
+        return self.tail
+
+    def _same(self, tail: Tail) -> bool:
+        """Whether the tail without edits ends in the logits of the whole model."""
+        try:
+            got = tail.run(self._repeated(1), [], 1)
+        except (CrosslensError, RuntimeError, AttributeError, TypeError):  # a library that cannot take such a model
+            return False
+        if self.plain is None:
+            self.plain = self._read(self.lens.run(self.inputs).logits, 1)
+        want = self.plain
+        return torch.allclose(got, want, rtol=0, atol=32 * torch.finfo(want.dtype).eps * float(want.abs().max()))
+
+    def close(self) -> None:
+        """Give the tail's inspector back."""
+        if self.tail is not None:
+            self.tail.close()
+            self.tail = None
+
+
+def _alone(edit: Edit, site: Site) -> bool:
+    """Whether an edit needs a forward of its own: a function may mix the rows that it is given, and see any tensor."""
+    return edit.kind == "apply" or site.kind != "canonical" or site.name == "logits"
+
+
+def _numbers(rows: Any, size: int) -> list[int]:
+    """A checked selection of rows as numbers."""
+    if isinstance(rows, slice):
+        return list(range(*rows.indices(size)))
+    if isinstance(rows, Tensor):
+        rows = rows.flatten().tolist()
+    return [int(r) % size for r in ([rows] if isinstance(rows, int) else rows)]
