@@ -4,8 +4,8 @@
     effect = sweep(lens, corrupt, edits, lambda logits: logits[:, -1, right] - logits[:, -1, wrong])
 
 The same numbers as a forward an edit, for less work: edits that begin at one block go through the model together, as
-rows of one batch, and start from the residual stream that enters that block, which none of them changes. `tail.py` makes
-the model that begins there; where it cannot be made, or gives something else, the whole model runs.
+rows of one batch, and start from the residual stream that enters that block, which none of them changes. `tail.py`
+makes the model that begins there; where it cannot be made, or gives something else, the whole model runs.
 """
 
 from __future__ import annotations
