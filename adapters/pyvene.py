@@ -29,9 +29,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .attention import eager_attention
+from .attention import begin_graph, eager_attention, visit_returned
 from .capabilities import Support
-from .errors import SiteError, UnsupportedError
+from .errors import SiteError
 from .inspector import Inspector
 from .plan import Location, Plan, Point, Probe
 from .sites import Site
@@ -240,8 +240,8 @@ def _visitors(probe: Probe, grad: bool) -> list[tuple[str, Visitor]]:
     path = f"net.{probe.key.path}".removesuffix(".")
     if probe.key.side != "softmax":
         return [(f"{path}.{probe.key.side}", probe)]
-    pattern = (f"{path}.output", partial(_pattern, probe))
-    return [(f"{path}.input", _begin_graph), pattern] if grad else [pattern]
+    pattern = (f"{path}.output", partial(visit_returned, probe))
+    return [(f"{path}.input", begin_graph), pattern] if grad else [pattern]
 
 
 def _first(probe: Probe, value: Any) -> Any:
@@ -250,19 +250,3 @@ def _first(probe: Probe, value: Any) -> Any:
         return probe(value)
     new = probe(value[0])
     return value if new is value[0] else (new, *value[1:])
-
-
-def _pattern(probe: Probe, value: Any) -> Any:
-    """Attention after softmax, which an eager attention module returns beside its output."""
-    if not isinstance(value, tuple) or len(value) < 2 or not isinstance(value[1], Tensor):
-        raise UnsupportedError(
-            f"site {probe.visits[0].site.name!r}: the attention module of this model does not return its pattern, and "
-            "pyvene sees no other tensor inside it; the hooks backend does"
-        )
-    new = probe(value[1])
-    return value if new is value[1] else (value[0], new, *value[2:])
-
-
-def _begin_graph(value: Tensor) -> Tensor:
-    """In a frozen model nothing before the pattern asks for a gradient, and when it is seen it is used already."""
-    return value if value.requires_grad else value.detach().requires_grad_()

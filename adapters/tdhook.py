@@ -1,0 +1,118 @@
+"""tdhook: a HookSession on the caller's model, for one forward.
+
+tdhook finds the module, puts its hook there, keeps the program of hooks and takes all of them off on every way out. Its
+own `Target` selects indices on one axis of one tensor, writes what it is given by PyTorch's broadcasting and takes
+negative indices; `_Whole` is a target that hands over everything that passes, and the probe does the rest, checked.
+
+`native:PATH.output` and `native:PATH.input` are the module at tdhook's own path: `native:model.layers[3].output`.
+Attention after softmax is read from what the eager attention module returns beside its output.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from tdhook.paths import resolve_submodule_path
+from tdhook.session import HookSession
+from tdhook.targets import Target
+from torch import Tensor, nn
+
+from .attention import begin_graph, eager_attention, visit_returned
+from .capabilities import Support
+from .errors import SiteError
+from .inspector import Inspector
+from .plan import Location, Plan, Point, Probe
+from .sites import Site
+
+Visitor = Callable[[Any], Any]
+"""Called with what passes through a module; returns what goes on in its place, or the same object."""
+
+
+class TDHookInspector(Inspector):
+    """tdhook on the caller's own model; nothing of it stays between two forwards."""
+
+    name: ClassVar[str] = "tdhook"
+    library: ClassVar[str | None] = "tdhook"
+    unsupported: ClassVar[Mapping[str, Support]] = {
+        "edit.pattern": Support(
+            "upstream",
+            "tdhook hooks modules; attention after softmax is made and used inside one, and comes out of it, where it "
+            "can be read, when an edit is too late",
+        ),
+        "attribute": Support(
+            "notimpl", "tdhook has saliency and integrated gradients of its own; the adapter does not offer them yet"
+        ),
+    }
+
+    def _locate(self, site: Site) -> Location:
+        if site.kind != "native":
+            return super()._locate(site)
+        path, _, side = site.address.rpartition(".")
+        try:
+            found = resolve_submodule_path(self.model, path) if side in ("input", "output") else None
+        except (TypeError, ValueError):
+            found = None
+        if not isinstance(found, nn.Module) or isinstance(found, nn.ModuleList):  # which is never called
+            raise SiteError(
+                f"site {site.name!r}: tdhook finds no module that runs at {path!r}; an address here is a path that "
+                "ends in .input or .output, such as native:lm_head.output or native:model.layers[3].output"
+            )
+        return Location((path, side))
+
+    def _forward(self, plan: Plan) -> Any:
+        with (
+            eager_attention(self.model, plan.needs(lambda site: site.local == "attn.pattern")),
+            HookSession(self.model) as session,
+        ):
+            # a native address may be the place of a site: what only reads there comes after what edits it
+            for probe in sorted(plan.probes(), key=lambda probe: not probe.edits):
+                for path, side, visitor in _visitors(probe, plan.grad):
+                    direction: Any = "fwd" if side == "output" else "fwd_pre_kwargs"
+                    session.replace(_Whole(path, side, visitor), 0.0, direction=direction)
+            return self.model(*plan.args, **plan.kwargs)
+
+
+class _Whole(Target):
+    """All that goes into or comes out of a module, and what visits it, in the place of a selection of indices."""
+
+    def __init__(self, path: str, side: str, visitor: Visitor) -> None:
+        super().__init__(module_path=path, kind="activation", feature_axis=0, indices=(0,))
+        object.__setattr__(self, "side", side)  # tdhook's targets are frozen
+        object.__setattr__(self, "visitor", visitor)
+
+    def replace_output(self, value: Any, replacement: Any) -> Any:
+        """What goes on in the place of `value`; None, for PyTorch, where nothing changes."""
+        visitor: Visitor = vars(self)["visitor"]
+        if vars(self)["side"] == "output":
+            new = visitor(value)
+            return None if new is value else new
+        args, kwargs = value
+        if args:
+            new = visitor(args[0])
+            return None if new is args[0] else ((new, *args[1:]), kwargs)
+        name = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
+        if name is None:
+            raise SiteError(f"the module at {self.module_path!r} is called without a tensor among its arguments")
+        new = visitor(kwargs[name])
+        return None if new is kwargs[name] else (args, {**kwargs, name: new})
+
+
+def _visitors(probe: Probe, grad: bool) -> list[tuple[str, str, Visitor]]:
+    """(tdhook's path, side, visitor) of a probe."""
+    if not isinstance(probe.key, Point):
+        path, side = probe.key  # type: ignore[misc]  # as _locate made it
+        return [(path, side, probe)]
+    path = _path(probe.key.path)
+    if probe.key.side != "softmax":
+        return [(path, probe.key.side, probe)]
+    pattern = (path, "output", partial(visit_returned, probe))
+    return [(path, "input", begin_graph), pattern] if grad else [pattern]
+
+
+def _path(dotted: str) -> str:
+    """A path of `Module.get_submodule` in tdhook's grammar, which writes unusual names in angle brackets."""
+    parts = dotted.split(".") if dotted else []
+    return ".".join(part if re.fullmatch(r"\w+", part) else f"<{part}>" for part in parts)
