@@ -71,7 +71,7 @@ class CaptumInspector(AttributionInspector):
         key: Any = rows.location.key
         layer = LayerGradientXActivation(from_ids, self.model.get_submodule(key.path))
         product = layer.attribute(rows.ids, additional_forward_args=extra, attribute_to_layer_input=key.side == "input")
-        return rows.location.view.read(product[0] if isinstance(product, tuple) else product), None
+        return rows.location.view.read(product[0] if isinstance(product, tuple) else product, len(rows.ids)), None
 
     def _attention(self, from_ids: Any, rows: Rows, extra: tuple[Any, ...]) -> Tensor:
         modules = [self.model.get_submodule(path) for path in self._attention_modules()]

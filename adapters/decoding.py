@@ -100,7 +100,7 @@ def decode(
     start = replace(ready.geometry, generating=True, new_positions=sampler.max_new_tokens - 1)
     plan = lens._plan(ready, start, capture, edits, None)
     mask = ready.mask if ready.mask is not None else torch.ones_like(ready.ids)
-    cache = _new_cache(lens.model) if use_cache else None
+    cache = _new_cache() if use_cache else None
     tokens, geometry, logits, pieces = ready.ids, start, [], []
     for step in range(sampler.max_new_tokens):
         if step:
@@ -145,7 +145,8 @@ def _joined(pieces: list[Tensor], site: Site, cached: bool) -> Tensor:
     return torch.cat([nn.functional.pad(p, (0, keys - p.shape[-1])) for p in pieces], dim=2)
 
 
-def _new_cache(model: nn.Module) -> Any:
+def _new_cache() -> Any:
+    """A cache that keeps every key, also where a model's window slides: its mask says what a query sees."""
     from transformers import DynamicCache  # imported here: transformers takes seconds, and not every model is its
 
-    return DynamicCache(config=model.config)
+    return DynamicCache()

@@ -169,18 +169,35 @@ def positions_from_mask(mask: Tensor) -> Tensor:
     return torch.where(mask.bool(), mask.long().cumsum(-1) - 1, -1)
 
 
-def model_mask(mask: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
-    """What to give a Hugging Face model as `attention_mask` for the last `queries` columns of a padded batch.
+def model_mask(mask: Tensor, queries: int, dtype: torch.dtype, config: Any = None) -> Any:
+    """What to give a causal Hugging Face model as `attention_mask` for the last `queries` columns of a padded batch.
 
     Usually the (batch, keys) mask itself. In float64, eager attention adds float64's lowest number and then takes a
     softmax in float32, where that is -inf: a padded query sees only -inf, and its NaN spreads through the values to
     every row's real tokens. There the additive (batch, 1, query, key) mask is made here, with float32's lowest number.
+
+    Args:
+        mask: (batch, keys), 1 at real tokens.
+        queries: number of columns that are read.
+        dtype: of the model.
+        config: of the model; with a sliding window, only so many keys are seen, in all its layers or in some.
     """
     if dtype != torch.float64:
         return mask
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
+    whole = _additive(mask, queries, dtype)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return whole
+    sliding = _additive(mask, queries, dtype, window)
+    return {"full_attention": whole, "sliding_attention": sliding} if "full_attention" in kinds else sliding
+
+
+def _additive(mask: Tensor, queries: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
     keys = mask.shape[1]
-    causal = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
-    seen = causal & mask.bool()[:, None, None, :]
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
+    if window is not None:  # a query and the keys just before it, `window` in all
+        seen = seen.triu(keys - queries - window + 1)
+    seen = seen & mask.bool()[:, None, None, :]
     return torch.where(seen, 0.0, torch.finfo(torch.float32).min).to(dtype)
 
 

@@ -100,7 +100,7 @@ class InseqInspector(AttributionInspector):
         if method in ("attention", "value_zeroing"):
             return units[:, :, -1], None  # of the last query
         if rows.location is not None:
-            units = rows.location.view.read(units)
+            units = rows.location.view.read(units, len(units))
         return units, (step.step_scores or {}).get("deltas")
 
     def _value_vectors(self) -> ModelConfig:

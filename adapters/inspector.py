@@ -23,6 +23,7 @@ from .capabilities import CAPABILITIES, Support, capture_capability
 from .decoding import Sampler, decode
 from .edits import Edit, check
 from .errors import ClosedError, EditError, InputError, SiteError, UnsupportedError
+from .families import Family
 from .inputs import Geometry, Inputs, left_padded, model_mask, prepare
 from .plan import Location, Plan, Point, StopForward, Visit, locate
 from .run import Generation, Run
@@ -43,6 +44,7 @@ class Inspector(ABC):
     Args:
         model: any `nn.Module`; language models of a known family have canonical sites, others `module:` sites.
         tokenizer: needed only for inputs given as text; never changed.
+        family: where canonical sites live in a model of no known family.
     """
 
     name: ClassVar[str]
@@ -51,12 +53,12 @@ class Inspector(ABC):
     unsupported: ClassVar[Mapping[str, Support]] = {}
     """Capabilities that are not `supported`, with state and reason."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any = None, *, family: Family | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model is {type(model).__name__}; it must be a torch.nn.Module")
         self.model = model
         self.tokenizer = tokenizer
-        self.architecture: Architecture = describe(model)
+        self.architecture: Architecture = describe(model, family)
         if self.architecture.family is not None:
             self._require(f"family.{self.architecture.family.name}")
         self._closed = False
@@ -92,9 +94,12 @@ class Inspector(ABC):
             )
         return f"{location.key.path}.{location.key.side}"
 
-    def _mask(self, mask: Tensor, queries: int) -> Tensor:
+    def _mask(self, mask: Tensor, queries: int) -> Any:
         """What the library wants as `attention_mask` for the last `queries` columns of a padded batch."""
-        return model_mask(mask, queries, self._dtype)
+        family = self.architecture.family
+        if family is not None and not family.causal:  # every query sees every real key
+            return mask
+        return model_mask(mask, queries, self._dtype, getattr(self.model, "config", None))
 
     def _open(self) -> None:  # noqa: B027  most libraries need it, plain hooks do not
         """Wrap the model."""
@@ -195,7 +200,8 @@ class Inspector(ABC):
         out = {}
         for name, grad in zip(names, grads, strict=True):
             raw, view = plan.live[name]
-            out[name] = view.read(torch.zeros_like(raw) if grad is None else grad).detach().clone()
+            read = view.read(torch.zeros_like(raw) if grad is None else grad, ready.geometry.batch)
+            out[name] = read.detach().clone()
         return {site.name: out[site.name] for site in self._resolve(sites)}
 
     def generate(
@@ -229,8 +235,9 @@ class Inspector(ABC):
         """
         self._check_open()
         self._require("generate" if use_cache else "generate.uncached")
-        if self.architecture.family is None:
-            raise InputError("generate() needs a language model of a known family; this model is none")
+        family = self.architecture.family
+        if family is None or not family.causal:
+            raise InputError("generate() needs a causal language model of a known family; this model is none")
         sampler = Sampler(max_new_tokens, temperature, top_k, seed, stop_at)
         ready = left_padded(self._prepare(inputs))
         capture, edits = self._resolve(capture), list(edits)
@@ -346,8 +353,9 @@ class Inspector(ABC):
 
     def _prepare(self, inputs: Any) -> Inputs:
         sizes, config = self.architecture.sizes, getattr(self.model, "config", None)
-        limit = getattr(config, "n_positions", None)  # set where positions are learned
-        language = self.architecture.family is not None
+        family = self.architecture.family
+        limit = getattr(config, family.positions) if family is not None and family.positions else None
+        language = family is not None
         ready = prepare(
             self.model, inputs, self.tokenizer, language=language, vocab=sizes.get("d_vocab", 0), limit=limit
         )

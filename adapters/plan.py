@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .architectures import Address
 from .edits import CheckedEdit, Edit, check
 from .errors import EditError, SiteError
+from .families import Address, Layout
 from .inputs import Geometry
 from .sites import Site
-
-Layout = Literal["", "h d", "part h d", "h part d"]
 
 
 class StopForward(BaseException):
@@ -32,22 +30,34 @@ class View:
     """How a site's tensor lies in the library's tensor.
 
     Args:
-        layout: "" the tensor itself; "h d", "part h d", "h part d": the last axis holds heads by head size, or a fused
-            projection of three parts.
+        layout: as in `families.Address`.
         heads: number of heads in it.
-        part: which of the three parts.
+        part: which of three parts of a fused projection.
+        start, width: where that part lies on the last axis, where the parts are unequal.
     """
 
     layout: Layout = ""
     heads: int = 0
     part: int = 0
+    start: int = 0
+    width: int = 0
 
-    def read(self, raw: Tensor) -> Tensor:
-        """(batch, pos, wide) -> (batch, pos, head, d_head), sharing memory; or `raw` itself."""
+    def read(self, raw: Tensor, batch: int | None = None) -> Tensor:
+        """(batch, pos, wide) -> (batch, pos, head, d_head), sharing memory; or `raw` itself.
+
+        Args:
+            raw: the library's tensor.
+            batch: number of rows; needed where the layout is "flat", and the tensor does not tell.
+        """
         if self.layout == "":
             return raw
+        if self.layout == "flat":
+            assert batch is not None, "a flat tensor does not tell its number of rows"
+            return raw.unflatten(0, (batch, -1))
         if self.layout == "h d":
             return raw.view(*raw.shape[:-1], self.heads, -1)
+        if self.layout == "parts":
+            return raw.narrow(-1, self.start, self.width).unflatten(-1, (self.heads, -1))
         if self.layout == "part h d":
             return raw.view(*raw.shape[:-1], 3, self.heads, -1).select(-3, self.part)
         return raw.view(*raw.shape[:-1], self.heads, 3, -1).select(-2, self.part)
@@ -58,8 +68,10 @@ class View:
             return site
         if self.layout == "h d":
             return site.flatten(-2)
+        if self.layout == "flat":
+            return site.flatten(0, 1)
         out = raw.clone()
-        self.read(out).copy_(site)
+        self.read(out, len(site)).copy_(site)
         return out
 
 
@@ -88,7 +100,10 @@ class Location:
 def locate(address: Address, site: Site, sizes: Mapping[str, int]) -> Location:
     """Location of a canonical site for libraries that address PyTorch modules: key is a `Point`."""
     heads = sizes["kv_head"] if "kv_head" in site.axes else sizes["head"]
-    return Location(Point(address.module, address.side), View(address.layout, heads, address.part), address.shared)
+    q, kv = (sizes[axis] * sizes["d_head"] for axis in ("head", "kv_head"))
+    start, width = ((0, q), (q, kv), (q + kv, kv))[address.part] if address.layout == "parts" else (0, 0)
+    view = View(address.layout, heads, address.part, start, width)
+    return Location(Point(address.module, address.side), view, address.shared)
 
 
 @dataclass
@@ -203,6 +218,8 @@ class Probe:
         name, items = visit.site.name, visit.site.module.items if visit.site.kind == "module" else ()
         if visit.site.kind == "canonical" and isinstance(value, tuple):  # a module that returns more beside it
             items = (0,)
+        elif visit.site.kind == "canonical" and isinstance(value, Mapping):  # what the model itself returns
+            items = ("logits",)
         tensor = _pick(value, items, name)
         if isinstance(tensor, Tensor):
             new = act(visit, tensor)
@@ -216,7 +233,7 @@ class Probe:
         view, edits = visit.location.view, visit.edits
         if visit.late:  # its shape is known only now
             edits = _check_late(visit, raw, self.plan.geometry)
-        site = view.read(raw.clone() if visit.location.shared else raw)
+        site = view.read(raw.clone() if visit.location.shared else raw, self.plan.geometry.batch)
         for edit in edits:
             for piece in edit.bind(self.plan.geometry):
                 site = piece.apply(site)
@@ -226,7 +243,8 @@ class Probe:
     def _capture(self, visit: Visit, raw: Tensor) -> Tensor:
         view, name = visit.location.view, visit.site.name
         if not self.plan.grad:
-            self.plan.captured[name] = view.read(raw).detach().clone(memory_format=torch.contiguous_format)
+            read = view.read(raw, self.plan.geometry.batch)
+            self.plan.captured[name] = read.detach().clone(memory_format=torch.contiguous_format)
             return raw
         if not raw.requires_grad:  # every parameter before this site is frozen
             if not raw.is_floating_point():

@@ -236,7 +236,7 @@ class _Part(nn.Module):
         self.view = view
 
     def forward(self, hidden: Tensor) -> Tensor:
-        out = self.view.read(self.fused(hidden)).flatten(-2)
+        out = self.view.read(self.fused(hidden), len(hidden)).flatten(-2)
         if self.view.part == 2:
             self.fused.last = None
         return out

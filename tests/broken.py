@@ -35,8 +35,8 @@ class SwappedHeads(HooksInspector):
 
 
 class FlippedView(View):
-    def read(self, raw: torch.Tensor) -> torch.Tensor:
-        out = super().read(raw)
+    def read(self, raw: torch.Tensor, batch: int | None = None) -> torch.Tensor:
+        out = super().read(raw, batch)
         return out.flip(-2) if self.layout else out
 
 

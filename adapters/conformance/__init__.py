@@ -15,33 +15,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from crosslens.adapters.capabilities import FAMILY_NAMES
 from crosslens.adapters.errors import InputError
 from crosslens.adapters.inspector import Inspector
 from crosslens.adapters.registry import load_backend
 
-from . import attributions, behaviour, networks, refusals, residue, right
+from . import attributions, behaviour, coverage, networks, records, refusals, residue, right
 from .kit import FAMILIES, Check, Context, Outcome, Promise
 
 __all__ = ["FAMILIES", "Check", "Outcome", "Promise", "conformance_checks"]
 
 
-def conformance_checks(backend: str | type[Inspector], families: Sequence[str] = FAMILIES) -> list[Check]:
+def conformance_checks(backend: str | type[Inspector], families: Sequence[str] = FAMILY_NAMES) -> list[Check]:
     """Every check of one backend, in a stable order.
 
     Args:
         backend: a registered name, or an Inspector class.
-        families: model families to check on, of `FAMILIES`.
+        families: model families to check on. All are walked through; those of `FAMILIES`, which have an oracle, go
+            through every site x operation x dtype x padding.
 
     Raises:
         InputError: an unknown backend or family.
         BackendNotInstalledError: its library is missing.
     """
-    if unknown := set(families) - set(FAMILIES):
-        raise InputError(f"the kit has no oracle for {sorted(unknown)}; it has {', '.join(FAMILIES)}")
+    if unknown := set(families) - set(FAMILY_NAMES):
+        raise InputError(f"the kit has no model of {sorted(unknown)}; it has {', '.join(FAMILY_NAMES)}")
     context = Context(load_backend(backend) if isinstance(backend, str) else backend)
-    found = list(networks.checks(context))
+    found = [*networks.checks(context), *records.networks(context)]
     for family in families:
-        for module in (right, behaviour, residue, refusals, attributions):
+        modules = (right, behaviour, residue, refusals, attributions, records) if family in FAMILIES else ()
+        for module in (*modules, coverage):
             found += [_on(family, check) for check in module.checks(context, [family])]
     return found
 

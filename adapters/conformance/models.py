@@ -17,26 +17,34 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from crosslens.adapters.errors import InputError, ModelError
 
 _SPACE = "\u0120"  # how byte-level tokenizers write a space
 _SPECIAL = ("<pad>", "<bos>", "<eos>")  # ids 0, 1, 2
 _LETTERS = string.ascii_letters
+_ENCODERS = ("bert",)
 _VOCABULARY = len(_SPECIAL) + 256 + len(_LETTERS)  # special tokens, bytes, " a" ... " Z"
 
+_LLAMA_LIKE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,  # grouped: two query heads read each key and value head
+    "intermediate_size": 80,
+    "max_position_embeddings": 1024,
+}
 # By the names of `transformers` config fields: 3 layers, d_model 32 = 4 heads of 8, d_mlp 80, 1024 positions.
 TINY_FAMILIES: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
-        "llama": {
-            "hidden_size": 32,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,  # grouped: two query heads read each key and value head
-            "intermediate_size": 80,
-            "max_position_embeddings": 1024,
-        },
+        "llama": _LLAMA_LIKE,
         "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 80, "n_positions": 1024},
         "gpt_neox": {
             "hidden_size": 32,
@@ -47,6 +55,28 @@ TINY_FAMILIES: Mapping[str, dict[str, Any]] = MappingProxyType(
             "use_parallel_residual": True,
             # partial_rotary_factor: half of each head turns with the position, half does not
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+        "qwen2": _LLAMA_LIKE,
+        "qwen3": _LLAMA_LIKE | {"head_dim": 10},  # whose heads need not fill the residual stream
+        "mistral": _LLAMA_LIKE | {"head_dim": 8, "sliding_window": 3},  # shorter than what the checks run on
+        "gemma2": _LLAMA_LIKE
+        | {"head_dim": 10, "sliding_window": 3, "query_pre_attn_scalar": 12}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0},  # low enough to show
+        "phi3": _LLAMA_LIKE | {"sliding_window": 3},
+        "opt": {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "ffn_dim": 80,
+            "max_position_embeddings": 1024,
+            "word_embed_proj_dim": 32,
+        },
+        "bert": {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 80,
+            "max_position_embeddings": 1024,
         },
     }
 )
@@ -82,7 +112,8 @@ def tiny_model(
     config = AutoConfig.for_model(family, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+            kind = AutoModelForMaskedLM if family in _ENCODERS else AutoModelForCausalLM
+            model = kind.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         except (ValueError, ImportError) as error:
             raise InputError(
                 f"attention implementation {attn_implementation!r} cannot be used with {family}: {error}"

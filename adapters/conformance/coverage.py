@@ -1,0 +1,282 @@
+"""Every family, also those without a hand-written oracle: invariants, the plain forward, and weights changed by hand.
+
+The reference is the model's own forward in float64, run bare. What an edit must do is said without hooks: setting a
+head's result to zero is what the forward gives when the columns of the output projection that read this head are zero;
+replacing a full cut by its value in another run gives that run's output; replacing a site by its own value nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crosslens.adapters.architectures import describe
+from crosslens.adapters.capabilities import capture_capability
+from crosslens.adapters.edits import add, replace, zero
+from crosslens.adapters.families import FAMILIES
+from crosslens.adapters.sites import BLOCK_AXES
+
+from .kit import Check, Context, Scene
+
+LAYER = 1
+OPENED = ("attn.q", "attn.v", "attn.z", "mlp.post")
+EXACT = 1e-10  # relative: the same arithmetic, in float64
+SINGLE = 1e-6  # where one of the two runs passes a float32 island with values that differ in the last bit
+
+
+def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
+    """A walk through every site of each family."""
+    for family in families:
+        scene = Scene(family, torch.float64)
+        wholes = [local for local in BLOCK_AXES if local not in _absent(family)]
+
+        def on(what: str, needs: Sequence[str], body: Callable[..., None], scene: Scene = scene) -> Check:
+            promise = "right" if scene.padding == "none" else "batch-invariant"
+            return Check(
+                f"{promise}/walk/{what}/{scene.id}", promise, tuple(needs), partial(body, scene=scene), context
+            )  # type: ignore[arg-type]
+
+        yield on("logits", ("capture.residual",), _logits)
+        for local in wholes:
+            capture = capture_capability("canonical", local)
+            yield on(f"shape/{local}", (capture,), partial(_shape, local=local))
+            special = {"resid_mid": ("edit.resid_mid",), "attn.pattern": ("edit.pattern",)}.get(local, ())
+            yield on(f"own-value/{local}", (capture, "edit.replace", *special), partial(_own_value, local=local))
+            grads = ("gradients", "gradients.pattern") if local == "attn.pattern" else ("gradients",)
+            if not special or local == "resid_mid":
+                yield on(f"gradients/{local}", (capture, "edit.add", *special, *grads), partial(_slope, local=local))
+        for local in ("resid_pre", "resid_mid", "resid_post"):
+            if local in wholes:
+                special = ("edit.resid_mid",) if local == "resid_mid" else ()
+                yield on(f"cut/{local}", ("edit.replace", "capture.residual", *special), partial(_cut, local=local))
+        yield on("sums", ("capture.residual", "capture.attention", "capture.mlp"), _sums)
+        yield on("pattern-is-a-distribution", ("capture.pattern",), _distribution)
+        yield on("head", ("edit.zero", "edit.heads"), _head)
+        yield on("neuron", ("edit.zero", "edit.units"), _neuron)
+        yield on("value-head", ("edit.zero", "edit.heads"), _value_head)
+        yield on("embedding", ("edit.add", "edit.positions"), _embedding)
+        for side in ("left", "right"):
+            padded = Scene(family, torch.float64, side)  # type: ignore[arg-type]
+            needs = (f"padding.{side}", "capture.residual")
+            yield on("rows-alone", needs, _rows_alone, padded)
+        if _causal(family):
+            yield on("generation", ("generate", "generate.capture"), _generation)
+
+
+def _absent(family: str) -> set[str]:
+    return {"resid_mid"} if family == "gpt_neox" else set()
+
+
+def _causal(family: str) -> bool:
+    return next(f for f in FAMILIES if f.name == family).causal
+
+
+# ---- references
+
+
+@torch.no_grad()
+def _plain(scene: Scene, ids: Tensor | None = None) -> Any:
+    """The model's own output, without any library."""
+    return scene.model(input_ids=scene.ids if ids is None else ids)
+
+
+def _other(scene: Scene) -> Tensor:
+    """(3, 8) ids of another input."""
+    return (scene.ids * 7 + 11) % (scene.model.config.vocab_size - 3) + 3
+
+
+def _close(got: Tensor, want: Tensor, what: str, noise: float = EXACT) -> None:
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, must be {tuple(want.shape)}"
+    error, scale = float((got - want).abs().max()), float(want.abs().max())
+    assert error <= noise * scale, f"{what}: off by {error / scale:.2g} of its largest value"
+
+
+def _differ(a: Tensor, b: Tensor, what: str) -> None:
+    change = float((a - b).abs().max() / b.abs().max())
+    assert change > 1e-3, f"vacuous: {what} changes the output by {change:.2g} only"
+
+
+@contextmanager
+def _without_inputs(scene: Scene, module: str, columns: Sequence[int]) -> Iterator[None]:
+    """The model whose projection at `module` takes no notice of some of its inputs."""
+    projection: Any = scene.model.get_submodule(module)
+    weight: Tensor = projection.weight.data
+    before = weight.clone()
+    if isinstance(projection, torch.nn.Linear):
+        weight[:, list(columns)] = 0
+    else:  # Conv1D keeps (in, out)
+        weight[list(columns)] = 0
+    try:
+        yield
+    finally:
+        weight.copy_(before)
+
+
+def _address(scene: Scene, local: str) -> Any:
+    architecture = describe(scene.model)
+    return architecture.address(architecture.sites.canonical[f"blocks.{LAYER}.{local}"])
+
+
+# ---- checks
+
+
+def _logits(context: Context, scene: Scene) -> None:
+    run = context.lens(scene).run(scene.ids, capture="logits")
+    want = _plain(scene).logits
+    _close(run.logits, want, "logits", SINGLE)
+    _close(run["logits"], want, "the site logits", SINGLE)
+
+
+def _shape(context: Context, scene: Scene, local: str) -> None:
+    lens = context.lens(scene)
+    site = f"blocks.{LAYER}.{local}"
+    got = lens.run(scene.ids, capture=site)[site]
+    named = lens.architecture.sites.canonical[site]
+    sizes = {"batch": 3, "pos": 8, "query": 8, "key": 8, **named.sizes}
+    want = tuple(sizes[axis] for axis in named.axes)
+    assert tuple(got.shape) == want, f"{site}: shape {tuple(got.shape)}, must be {want}"
+    assert got.dtype == torch.float64
+
+
+def _own_value(context: Context, scene: Scene, local: str) -> None:
+    lens = context.lens(scene)
+    site = f"blocks.{LAYER}.{local}"
+    run = lens.run(scene.ids, capture=site)
+    again = lens.run(scene.ids, edits=[replace(site, run[site])], capture=site)
+    _close(again.logits, run.logits, f"replacing {site} by its own value")
+    turned = run[site].roll(1, 0)  # not a scaled one, which a norm after it would undo
+    changed = lens.run(scene.ids, edits=[replace(site, turned)], capture=site)
+    _differ(changed.logits, run.logits, f"{site} of another row")
+    _close(changed[site], turned, f"{site} under an edit")
+
+
+def _slope(context: Context, scene: Scene, local: str) -> None:
+    """The gradient at a site is how fast the metric changes when the site is moved."""
+    lens = context.lens(scene)
+    site = f"blocks.{LAYER}.{local}"
+    generator = torch.Generator().manual_seed(5)
+    gradient = lens.gradients(scene.ids, site, _metric)[site]
+    direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+    step = 1e-4 if local != "attn.q" else 1e-3
+    ends = [
+        _metric(lens.run(scene.ids, edits=[add(site, sign * step * direction)]).logits).sum() for sign in (1.0, -1.0)
+    ]
+    slope, want = float(ends[0] - ends[1]) / (2 * step), float((gradient * direction).sum())
+    scale = float(gradient.norm() * direction.norm()) / gradient.numel() ** 0.5
+    assert scale > 1e-6, f"vacuous: no gradient at {site}"
+    assert abs(slope - want) < 2e-2 * scale, f"gradient at {site}: {want:.6g} along a direction, moved {slope:.6g}"
+
+
+def _metric(logits: Tensor) -> Tensor:
+    return logits[:, -1, 5] - logits[:, -2, 9]
+
+
+def _cut(context: Context, scene: Scene, local: str) -> None:
+    """All that follows a full cut depends on it alone: the other run's value brings the other run's logits."""
+    lens = context.lens(scene)
+    site = f"blocks.{LAYER}.{local}"
+    other = lens.run(_other(scene), capture=site)
+    patched = lens.run(scene.ids, edits=[replace(site, other[site])])
+    _differ(other.logits, _plain(scene).logits, "the other input")
+    _close(patched.logits, _plain(scene, _other(scene)).logits, f"{site} of another run", SINGLE)
+
+
+def _sums(context: Context, scene: Scene) -> None:
+    """What a block adds to the residual stream is what lies between its ends."""
+    lens = context.lens(scene)
+    family = lens.architecture.family
+    assert family is not None
+    names = ["resid_pre", "attn.out", "resid_mid", "mlp.out", "resid_post"]
+    run = lens.run(scene.ids, capture=[f"blocks.{LAYER}.{n}" for n in names if n not in _absent(scene.family)])
+    pre, attn, mlp, post = (run[f"blocks.{LAYER}.{n}"] for n in ("resid_pre", "attn.out", "mlp.out", "resid_post"))
+    mid = run[f"blocks.{LAYER}.resid_mid"] if "resid_mid" not in _absent(scene.family) else pre + attn
+    if family.norm == "pre":
+        _close(pre + attn, mid, "resid_pre + attn.out")
+        _close(mid + mlp, post, "resid_mid + mlp.out")
+        return
+    block = f"encoder.layer.{LAYER}"
+    norms = [scene.model.get_submodule(f"bert.{block}.{path}.LayerNorm") for path in ("attention.output", "output")]
+    _close(norms[0](pre + attn).detach(), mid, "norm(resid_pre + attn.out)")
+    _close(norms[1](mid + mlp).detach(), post, "norm(resid_mid + mlp.out)")
+
+
+def _distribution(context: Context, scene: Scene) -> None:
+    lens = context.lens(scene)
+    pattern = lens.run(scene.ids, capture=f"blocks.{LAYER}.attn.pattern")[f"blocks.{LAYER}.attn.pattern"]
+    _close(pattern.sum(-1), torch.ones(pattern.shape[:3], dtype=torch.float64), "rows of the pattern", SINGLE)
+    future = pattern.triu(1)
+    assert bool((future == 0).all()) == _causal(scene.family), "a query sees later keys where, and only where, it may"
+    window = getattr(scene.model.config, "sliding_window", None)
+    kinds = getattr(scene.model.config, "layer_types", None)
+    if window and (kinds is None or kinds[LAYER] == "sliding_attention"):
+        assert not pattern.tril(-window).any(), f"a query sees more than {window} keys"
+
+
+def _head(context: Context, scene: Scene) -> None:
+    width = context.lens(scene).architecture.sizes["d_head"]
+    edited = context.lens(scene).run(scene.ids, edits=[zero(f"blocks.{LAYER}.attn.z", heads=[2])])
+    with _without_inputs(scene, _address(scene, "attn.z").module, range(2 * width, 3 * width)):
+        want = _plain(scene).logits
+    _differ(want, _plain(scene).logits, "a head")
+    _close(edited.logits, want, "head 2 set to zero", SINGLE)
+
+
+def _neuron(context: Context, scene: Scene) -> None:
+    edited = context.lens(scene).run(scene.ids, edits=[zero(f"blocks.{LAYER}.mlp.post", units=[3, 40, 79])])
+    with _without_inputs(scene, _address(scene, "mlp.post").module, [3, 40, 79]):
+        want = _plain(scene).logits
+    _differ(want, _plain(scene).logits, "three neurons")
+    _close(edited.logits, want, "neurons 3, 40 and 79 set to zero", SINGLE)
+
+
+def _value_head(context: Context, scene: Scene) -> None:
+    """Without values, the heads that read them have nothing to give: those of the same group."""
+    sizes = context.lens(scene).architecture.sizes
+    group, width = sizes["head"] // sizes["kv_head"], sizes["d_head"]
+    edited = context.lens(scene).run(scene.ids, edits=[zero(f"blocks.{LAYER}.attn.v", heads=[1])])
+    with _without_inputs(scene, _address(scene, "attn.z").module, range(group * width, 2 * group * width)):
+        want = _plain(scene).logits
+    _close(edited.logits, want, "values of head 1 set to zero", SINGLE)
+
+
+def _embedding(context: Context, scene: Scene) -> None:
+    """Moving the embedding of a token by the difference to another is reading the other."""
+    lens = context.lens(scene)
+    other = scene.ids.clone()
+    other[:, 2] = (scene.ids[:, 2] + 50) % scene.model.config.vocab_size
+    embed = lens.run(other, capture="embed")["embed"] - lens.run(scene.ids, capture="embed")["embed"]
+    edited = lens.run(scene.ids, edits=[add("embed", embed[:, 2:3].contiguous(), positions=[2])])
+    _differ(_plain(scene, other).logits, _plain(scene).logits, "another token")
+    _close(edited.logits, _plain(scene, other).logits, "another token by its embedding", SINGLE)
+
+
+def _rows_alone(context: Context, scene: Scene) -> None:
+    run = context.lens(scene).run(scene.inputs, capture=f"blocks.{LAYER}.resid_post")
+    assert scene.mask is not None
+    for row, length in enumerate(scene.lengths):
+        real = scene.mask[row].bool()
+        alone = scene.ids[row : row + 1, real]
+        with torch.no_grad():
+            want = scene.model(input_ids=alone, output_hidden_states=True)
+        assert alone.shape[1] == length
+        _close(run.logits[row, real], want.logits[0], f"logits of row {row} of {scene.padding}-padded inputs", SINGLE)
+        residual = run[f"blocks.{LAYER}.resid_post"][row, real]
+        _close(residual, want.hidden_states[LAYER + 1][0], f"residual stream of row {row}", SINGLE)
+
+
+def _generation(context: Context, scene: Scene) -> None:
+    """As the library's own greedy decoding, and each position as one forward of the whole text has it."""
+    site = f"blocks.{LAYER}.resid_post"
+    made = context.lens(scene).generate(scene.ids, max_new_tokens=5, capture=site)
+    with torch.no_grad():
+        want = scene.model.generate(
+            scene.ids, attention_mask=torch.ones_like(scene.ids), max_new_tokens=5, do_sample=False, eos_token_id=None
+        )
+        whole = scene.model(input_ids=want[:, :-1], output_hidden_states=True)
+    assert torch.equal(made.tokens, want), f"tokens {made.new_tokens.tolist()}, must be {want[:, 8:].tolist()}"
+    _close(made[site], whole.hidden_states[LAYER + 1], f"{site} while generating", SINGLE)
