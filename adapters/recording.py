@@ -85,9 +85,12 @@ class Step:
 
     def groups(self) -> dict[str, Gradients]:
         """Group -> gradients, of a step that is over."""
-        if self.seen is not None and self.seen.gradients:
-            self.gradients("gradient")
-        return self._groups
+        rest = {} if self.seen is None else self.seen.take()
+        if rest and "gradient" in self._groups:
+            raise InputError(
+                f"step {self.number}: gradients came after those of the group 'gradient'; name it otherwise"
+            )
+        return self._groups | ({"gradient": rest} if rest else {})
 
     def decide(self, category: str | None, samples: Sequence[str] | None = None) -> None:
         """Say what category the step has turned out to be, where `step()` was not told.

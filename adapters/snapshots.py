@@ -62,12 +62,14 @@ class Snapshots:
         self.activations: dict[Key, Snapshot] = {}
         """(name, call) -> what passed, in the order of passing."""
         self.parameters: dict[Key, Snapshot] = {}
-        self.gradients: Gradients = {}
-        """(name, call) -> sum of the gradients of all backwards so far; no entry where none came."""
+        self._direct: Gradients = {}
+        self._behind: Gradients = {}
 
     def take(self) -> Gradients:
-        """The gradients so far; those to come start anew."""
-        taken, self.gradients = self.gradients, {}
+        """(name, call) -> sum of the gradients of all backwards since the last call; no entry where none came."""
+        taken = {**self._direct, **self._behind}
+        self._direct.clear()
+        self._behind.clear()
         return taken
 
     @contextmanager
@@ -126,23 +128,45 @@ class Snapshots:
                 name, call, _copy(view.read(tensor.detach(), self._batch), name, where is self.parameters)
             )
             if self.reads_gradients and tensor.requires_grad:
-                edge = get_gradient_edge(tensor)
-                hook = self._reader(key, edge.output_nr, view, where[key].value, self._batch)
-                self._undo.callback(edge.node.register_prehook(hook).remove)
-                if tensor.is_leaf:
-                    self._leaves.append(edge.node)
+                self._follow(key, tensor, view, where[key].value)
 
-    def _reader(self, key: Key, number: int, view: View, like: Tensor, batch: int) -> Callable[..., None]:
-        def read(grads: Sequence[Tensor | None]) -> None:
+    def _follow(self, key: Key, tensor: Tensor, view: View, like: Tensor) -> None:
+        batch, base = self._batch, tensor._base
+        self._listen(tensor, key, like, self._direct, lambda grad: view.read(grad, batch))
+        if base is None or not base.requires_grad:
+            return
+        # work in place on a view leaves its node behind; what it held before reaches the loss through its base alone
+        alias, version = tensor.detach(), tensor._version
+        layout, place = (base.size(), base.stride()), (tensor.size(), tensor.stride())
+        offset = tensor.storage_offset() - base.storage_offset()
+
+        def behind(grad: Tensor) -> Tensor | None:
+            if alias._version == version:
+                return None
+            whole = torch.empty_strided(*layout, dtype=grad.dtype, device=grad.device).copy_(grad)
+            return view.read(whole.as_strided(*place, offset), batch)
+
+        self._listen(base, key, like, self._behind, behind)
+
+    def _listen(
+        self, tensor: Tensor, key: Key, like: Tensor, into: Gradients, read: Callable[[Tensor], Tensor | None]
+    ) -> None:
+        edge = get_gradient_edge(tensor)
+        number = edge.output_nr  # and not the edge: its node would hold itself
+
+        def hook(grads: Sequence[Tensor | None]) -> None:
             grad = grads[number]
             if grad is None:
                 return
             with torch.no_grad():
-                grad = grad.detach() if grad.layout == torch.strided else grad.detach().to_dense()
-                grad = view.read(grad, batch).reshape(like.shape).to(like.dtype, copy=True)
-                self.gradients[key] = self.gradients[key] + grad if key in self.gradients else grad
+                found = read(grad.detach() if grad.layout == torch.strided else grad.detach().to_dense())
+                if found is not None:
+                    found = found.reshape(like.shape).to(like.dtype, copy=True)
+                    into[key] = into[key] + found if key in into else found
 
-        return read
+        self._undo.callback(edge.node.register_prehook(hook).remove)
+        if tensor.is_leaf:
+            self._leaves.append(edge.node)
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
