@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgpack
 import torch
@@ -32,7 +32,7 @@ from .snapshots import Gradients, Snapshot
 if TYPE_CHECKING:
     import pandas as pd
 
-When = int | Collection[int] | Callable[[int, str], bool] | DecisionMakerForRecordings
+When: TypeAlias = int | Collection[int] | Callable[[int, str], bool] | DecisionMakerForRecordings
 
 _TYPES = {
     "step": "int64", "category": "str", "kind": "str", "site": "str", "call": "int64", "group": "str", "kpi": "str",
