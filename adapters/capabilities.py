@@ -44,6 +44,8 @@ CAPABILITIES: dict[str, str] = {
     "padding.left": "a left-padded batch gives each row what it gets alone",
     "padding.right": "a right-padded batch gives each row what it gets alone",
     "coexist": "work beside other inspectors open on the same model",
+    "coexist.hooks": "hooks of the caller's own on the model act in a run",
+    "dropout": "in training mode dropout acts, drawn from the caller's random state",
     "nested": "run inside an edit of another inspector's run",
     "attribute": "input attribution by the library's own methods",
     "record": "record key figures of training steps by category, by the library's own recorder",
