@@ -111,7 +111,9 @@ class Snapshots:
         call = self._calls.get(site.name, 0)
         self._calls[site.name] = call + 1
         if site.kind == "canonical":
-            self._see(site.name, call, value[0] if isinstance(value, tuple) else value, view, self.activations)
+            if not isinstance(value, Tensor):  # a module that returns more beside it, or the model itself
+                value = value["logits"] if isinstance(value, Mapping) else value[0]
+            self._see(site.name, call, value, view, self.activations)
             return
         address = site.module
         if address.call in (None, call):

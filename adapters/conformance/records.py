@@ -19,6 +19,7 @@ from crosslens.adapters.errors import ClosedError, CrosslensError, InputError, S
 from crosslens.adapters.hooks import HooksInspector
 
 from .kit import FAMILIES, Check, Context, Promise, Scene, expect
+from .networks import _Twice
 from .right import sites_of
 
 Figures = dict[tuple[str, str], float]
@@ -33,11 +34,13 @@ def networks(context: Context) -> Iterator[Check]:
         yield Check(f"{promise}/record/{what}", promise, ("record", *needs), body, context)
 
 
-def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Check]:
-    """One training step of the tiny model of each family, by canonical sites."""
+def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
+    """A step of the tiny model of each family, by canonical sites."""
     for family in families:
         scene = Scene(family, torch.float64)
-        yield Check(f"right/record/{scene.id}", "right", ("record",), partial(_family, scene=scene), context)
+        bodies = [("walk", _walk), *([("figures", _family)] if family in FAMILIES else [])]
+        for what, body in bodies:
+            yield Check(f"right/record/{what}/{scene.id}", "right", ("record",), partial(body, scene=scene), context)
 
 
 # ---- what is right
@@ -255,33 +258,23 @@ def _one_sample(context: Context) -> None:
 
 
 def _calls(context: Context) -> None:
-    class Again(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = nn.Linear(6, 6, dtype=torch.float64)
-
-        def forward(self, x: Tensor) -> Tensor:
-            for _ in range(3):
-                x = self.cell(x).tanh()
-            return x
-
-    model = Again()
+    model = _Twice()
     x = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(4, 6)
-    with context.backend(model) as lens, lens.record(["module:cell:output", "module:cell:input#2"]) as recording:
+    with context.backend(model) as lens, lens.record(["module:again:output", "module:again:input#2"]) as recording:
         with recording.step("loop"):
-            torch.autograd.backward(model(x).sum())
+            torch.autograd.backward(model(x)["sum"].sum())
         table = recording.table()
     want = []
     for _ in range(3):
-        want.append(model.cell(x))
+        want.append(model.again(x))
         x = want[-1].tanh()
-    grads = torch.autograd.grad(x.sum(), want)
+    grads = torch.autograd.grad(5 * x.sum(), want)
     for call in range(3):
-        got = recorded(table, 0, "activation", "module:cell:output", call)
+        got = recorded(table, 0, "activation", "module:again:output", call)
         assert_same(got, by_hand(want[call]), f"call {call}")
-        got = recorded(table, 0, "gradient", "module:cell:output", call)
+        got = recorded(table, 0, "gradient", "module:again:output", call)
         assert_same(got, by_hand(grads[call]), f"gradient of call {call}")
-    got = recorded(table, 0, "activation", "module:cell:input#2", 2)
+    got = recorded(table, 0, "activation", "module:again:input#2", 2)
     assert_same(got, by_hand(want[1].tanh()), "input of the third call")
 
 
@@ -368,23 +361,48 @@ def _beside(context: Context) -> None:
 
 
 def _family(context: Context, scene: Scene) -> None:
+    """Every site against the oracle."""
     sites = [site for site in sites_of(scene.family) if not site.endswith("attn.pattern")]
-
-    def metric(logits: Tensor) -> Tensor:
-        return logits.log_softmax(-1)[:, :-1].gather(-1, scene.ids[:, 1:, None]).sum((1, 2))
-
-    with context.lens(scene).record(sites, parameters=False) as recording:
-        with recording.step("text") as step:
-            total = metric(scene.model(scene.ids).logits).sum()
-            step.loss(total)
-            torch.autograd.grad(total, [*scene.model.parameters()], allow_unused=True)  # leaves no .grad
-        table = recording.table()
-    grads = scene.oracle.gradients(scene.ids, sites, metric)
+    table = _step(context, scene, sites)
+    grads = scene.oracle.gradients(scene.ids, sites, partial(_metric, scene))
     for site in sites:
         got = recorded(table, 0, "activation", site)
         assert_same(got, by_hand(scene.truth.sites[site]), f"activation at {site}", scene.noise())
         got = recorded(table, 0, "gradient", site)
         assert_same(got, by_hand(grads[site]), f"gradient at {site}", scene.noise())
+
+
+def _walk(context: Context, scene: Scene) -> None:
+    """The residual stream against what the model itself returns of it; every other site, once for each row."""
+    sites = context.lens(scene).architecture.sites.canonical
+    sites = {name: site for name, site in sites.items() if site.local != "attn.pattern"}
+    table = _step(context, scene, list(sites))
+    seen = table[table.kind == "activation"]
+    assert set(seen.site) == set(sites), f"not recorded: {set(sites) - set(seen.site)}"
+    odd = sorted(set(seen.site[seen.rows != len(scene.ids)]))
+    assert not odd, f"{odd}: figures of another number of rows than {len(scene.ids)}"
+    output = scene.model(input_ids=scene.ids, output_hidden_states=True)
+    total = _metric(scene, output.logits).sum()
+    residual = output.hidden_states[1:-1]  # the last is behind the final norm, or is no input of anything
+    for layer, (value, grad) in enumerate(zip(residual, torch.autograd.grad(total, residual), strict=True)):
+        site = f"blocks.{layer}.resid_post"
+        assert_same(recorded(table, 0, "activation", site), by_hand(value), f"activation at {site}", scene.noise())
+        assert_same(recorded(table, 0, "gradient", site), by_hand(grad), f"gradient at {site}", scene.noise())
+    assert_same(recorded(table, 0, "activation", "logits"), by_hand(output.logits), "logits", scene.noise())
+    assert_same(recorded(table, 0, "loss", "loss"), {("value", "whole"): total.item()}, "loss", scene.noise())
+
+
+def _metric(scene: Scene, logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1)[:, :-1].gather(-1, scene.ids[:, 1:, None]).sum((1, 2))
+
+
+def _step(context: Context, scene: Scene, sites: Sequence[str]) -> Any:
+    with context.lens(scene).record(sites, parameters=False) as recording:
+        with recording.step("text") as step:
+            total = _metric(scene, scene.model(input_ids=scene.ids).logits).sum()
+            step.loss(total)
+            torch.autograd.grad(total, [*scene.model.parameters()], allow_unused=True)  # leaves no .grad
+        return recording.table()
 
 
 _NETWORKS: tuple[tuple[Promise, str, tuple[str, ...], Callable[[Context], None]], ...] = (
