@@ -51,7 +51,7 @@ class Inspector(ABC):
     library: ClassVar[str | None] = None
     """Distribution whose version stands for this backend; None for PyTorch itself."""
     unsupported: ClassVar[Mapping[str, Support]] = {}
-    """Capabilities that are not `supported`, with state and reason."""
+    """Capabilities that are not `supported`, with state and reason; `NAME@FAMILY` is one that only a family lacks."""
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, *, family: Family | None = None) -> None:
         if not isinstance(model, nn.Module):
@@ -365,11 +365,16 @@ class Inspector(ABC):
         return ready
 
     def _require(self, capability: str, site: Site | None = None) -> None:
-        if not self.unsupported.get(capability, Support()):
+        if not self._support(capability):
             raise self._refusal(capability, site)
 
+    def _support(self, capability: str) -> Support:
+        family = self.architecture.family
+        scoped = None if family is None else self.unsupported.get(f"{capability}@{family.name}")
+        return self.capabilities.get(capability, Support()) if scoped is None else scoped
+
     def _refusal(self, capability: str, site: Site | None = None) -> UnsupportedError:
-        support = self.capabilities[capability]
+        support = self._support(capability)
         where = f" at {site.name!r}" if site is not None else ""
         issue = f" See {support.issue}" if support.issue else ""
         return UnsupportedError(

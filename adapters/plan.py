@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -246,6 +246,10 @@ class Probe:
             read = view.read(raw, self.plan.geometry.batch)
             self.plan.captured[name] = read.detach().clone(memory_format=torch.contiguous_format)
             return raw
+        if visit.location.shared and raw._is_view():  # the residual goes on from what it is a view of
+            delta = torch.zeros_like(raw, requires_grad=True)
+            self.plan.live[name] = (delta, view)
+            return raw.add_(delta)
         if not raw.requires_grad:  # every parameter before this site is frozen
             if not raw.is_floating_point():
                 raise SiteError(f"site {name!r} holds {raw.dtype}; a gradient needs a floating-point tensor")

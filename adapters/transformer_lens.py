@@ -65,12 +65,24 @@ HOOK_NAMES: Mapping[str, str] = {
 }
 """Site without its block -> name of the hook point, without its block."""
 
+HOOKS_OF: Mapping[str, Mapping[str, str]] = {
+    "bert": {"embed": "embed.hook_out", "attn.out": "attn.o.hook_out", "resid_mid": "ln1.hook_out"},
+    "gemma2": {"logits": ""},
+}
+"""The same where a family has them elsewhere; the empty name is what the model returns."""
+
+_DELEGATED = Support(
+    "upstream",
+    "TransformerLens leaves the attention of this family to the Hugging Face module, and shows the pattern when it is "
+    "used already: it discards an edit there with a warning",
+)
 _REPLACED = Support(
     "upstream",
     "TransformerLens replaces the modules of the models that it knows by its own, with hook points at fixed places; "
     "name a canonical site, or native:HOOK_NAME",
 )
 
+_OUTPUT = "what the model returns"
 SINGLE_SOFTMAX = ("llama", "gpt_neox")
 """Families whose eager attention in Hugging Face takes its softmax in float32 whatever the dtype of the model."""
 
@@ -91,7 +103,12 @@ class TransformerLensInspector(Inspector):
 
     name: ClassVar[str] = "transformer_lens"
     library: ClassVar[str | None] = "transformer-lens"
-    unsupported: ClassVar[Mapping[str, Support]] = {"capture.module": _REPLACED, "edit.module": _REPLACED}
+    unsupported: ClassVar[Mapping[str, Support]] = {
+        "capture.module": _REPLACED,
+        "edit.module": _REPLACED,
+        "edit.pattern@opt": _DELEGATED,
+        "edit.pattern@bert": _DELEGATED,
+    }
 
     def _open(self) -> None:
         architecture = _architecture(self.model)
@@ -119,12 +136,18 @@ class TransformerLensInspector(Inspector):
             raise self._refusal("capture.module", site)
         if site.kind == "native":
             return Location(HookKey(self._point(site, site.address), False))
+        assert self.architecture.family is not None
         block = "" if site.layer is None else f"blocks.{site.layer}."
+        name = HOOKS_OF.get(self.architecture.family.name, {}).get(site.local, HOOK_NAMES[site.local])
+        if not name:
+            return Location(HookKey(_OUTPUT, False))
         shared = self.architecture.address(site).shared
-        return Location(HookKey(self._point(site, block + HOOK_NAMES[site.local]), shared), shared=shared)
+        return Location(HookKey(self._point(site, block + name), shared), shared=shared)
 
     def _native_address(self, site: Site, location: Location) -> str:
         assert isinstance(location.key, HookKey)
+        if location.key.name == _OUTPUT:
+            raise SiteError(f"site {site.name!r}: TransformerLens has no hook at what this model returns")
         return location.key.name
 
     def _point(self, site: Site, name: str) -> str:
@@ -150,7 +173,7 @@ class TransformerLensInspector(Inspector):
         tokens = plan.args[0] if plan.args else kwargs.pop("input_ids", None)
         # A native edit at a shared hook point is TransformerLens' own, of one branch: it follows the edit of both.
         probes = sorted(plan.probes(), key=lambda probe: not _key(probe).shared)
-        hooks = [(_key(probe).name, _hook(probe)) for probe in probes]
+        hooks = [(_key(probe).name, _hook(probe)) for probe in probes if _key(probe).name != _OUTPUT]
         try:
             with _no_edit_discarded(plan):
                 logits, cache = self._bridge.run_with_hooks(
@@ -159,6 +182,9 @@ class TransformerLensInspector(Inspector):
         finally:
             for attention in self._attentions:  # the bridge would keep every pattern until the next forward
                 attention._pattern = None
+        for probe in probes:
+            if _key(probe).name == _OUTPUT:
+                logits = probe(logits)
         if silent := [probe.visits[0].site.name for probe in probes if not probe.calls]:
             raise SiteError(f"site {silent[0]!r}: TransformerLens has this hook but never calls it in this model")
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)

@@ -56,7 +56,7 @@ def list_backends(form: str | None, folder: Path | None) -> None:
     grid = _grid("backend", "library", "installed", "checked", "checks passed", "failed as they must", "capabilities")
     for column in found:
         kept = column.outcomes
-        able = sum(state(column, name) == "supported" for name in CAPABILITIES)
+        able = sum(state(column, name) in ("supported", "most") for name in CAPABILITIES)
         grid.add_row(
             column.name,
             column.library or (kept.library if kept else ""),

@@ -14,14 +14,21 @@ from .environment import library_version
 from .render import escape_latex
 from .store import to_json
 
-MARKS = {"supported": "yes", "notimpl": "not yet", "upstream": "no", "never": "-"}
+MARKS = {"supported": "yes", "most": "most", "notimpl": "not yet", "upstream": "no", "never": "-"}
 LEGEND = {
     "supported": "every check that needs it passed",
+    "most": "the same, but for some families",
     "notimpl": "the library could; the adapter does not yet",
     "upstream": "the library cannot",
     "never": "it makes no sense there",
 }
-_LATEX = {"supported": r"$\bullet$", "notimpl": r"$\circ$", "upstream": r"$\times$", "never": "--"}
+_LATEX = {
+    "supported": r"$\bullet$",
+    "most": r"$\bullet^*$",
+    "notimpl": r"$\circ$",
+    "upstream": r"$\times$",
+    "never": "--",
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ def reasons(columns: list[Backend]) -> list[str]:
         for name, proof in column.outcomes.capabilities.items() if column.outcomes else ():
             if proof.state != "supported":
                 by_reason.setdefault((proof.state, proof.reason, proof.issue), []).append(name)
+            for family, reason in proof.gaps.items():
+                by_reason.setdefault((f"in {family}", reason, None), []).append(name)
         for (state, reason, issue), names in by_reason.items():
             shown = ", ".join(names) if len(names) < 6 else f"{', '.join(names[:3])} and {len(names) - 3} more"
             lines.append(f"{column.name}, {shown} ({state}): {reason}{f' {issue}' if issue else ''}")
@@ -80,9 +89,9 @@ def reasons(columns: list[Backend]) -> list[str]:
 
 
 def state(column: Backend, capability: str) -> str | None:
-    """State of one cell; None where no kit was kept, or an older one that did not know the capability."""
+    """State of one cell, or `most`; None where no kit was kept, or an older one that did not know the capability."""
     proof = column.outcomes.capabilities.get(capability) if column.outcomes else None
-    return proof.state if proof else None
+    return None if proof is None else "most" if proof.gaps and proof.state == "supported" else proof.state
 
 
 def as_json(columns: list[Backend]) -> str:

@@ -43,11 +43,11 @@ def conformance_checks(backend: str | type[Inspector], families: Sequence[str] =
     context = Context(load_backend(backend) if isinstance(backend, str) else backend)
     found = [*networks.checks(context), *records.networks(context)]
     for family in families:
-        modules = (right, behaviour, residue, refusals, attributions, records) if family in FAMILIES else ()
-        for module in (*modules, coverage):
+        modules = (right, behaviour, residue, refusals, attributions) if family in FAMILIES else ()
+        for module in (*modules, coverage, records):
             found += [_on(family, check) for check in module.checks(context, [family])]
     return found
 
 
 def _on(family: str, check: Check) -> Check:
-    return replace(check, needs=(*check.needs, f"family.{family}"))
+    return replace(check, needs=(*check.needs, f"family.{family}"), family=family)

@@ -16,24 +16,22 @@ import torch
 from torch import Tensor
 
 from crosslens.adapters.architectures import describe
-from crosslens.adapters.capabilities import capture_capability
 from crosslens.adapters.edits import add, replace, zero
 from crosslens.adapters.families import FAMILIES
 from crosslens.adapters.sites import BLOCK_AXES
 
-from .kit import Check, Context, Scene
+from .kit import Check, Context, Padding, Scene
 
 LAYER = 1
 OPENED = ("attn.q", "attn.v", "attn.z", "mlp.post")
 EXACT = 1e-10  # relative: the same arithmetic, in float64
-SINGLE = 1e-6  # where one of the two runs passes a float32 island with values that differ in the last bit
+SINGLE = 5e-6  # where one of the two runs passes a float32 island with values that differ in the last bit
 
 
 def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
     """A walk through every site of each family."""
     for family in families:
         scene = Scene(family, torch.float64)
-        wholes = [local for local in BLOCK_AXES if local not in _absent(family)]
 
         def on(what: str, needs: Sequence[str], body: Callable[..., None], scene: Scene = scene) -> Check:
             promise = "right" if scene.padding == "none" else "batch-invariant"
@@ -41,17 +39,17 @@ def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
                 f"{promise}/walk/{what}/{scene.id}", promise, tuple(needs), partial(body, scene=scene), context
             )  # type: ignore[arg-type]
 
+        whole = ("capture.residual", "capture.attention", "capture.mlp")
         yield on("logits", ("capture.residual",), _logits)
-        for local in wholes:
-            capture = capture_capability("canonical", local)
-            yield on(f"shape/{local}", (capture,), partial(_shape, local=local))
-            special = {"resid_mid": ("edit.resid_mid",), "attn.pattern": ("edit.pattern",)}.get(local, ())
-            yield on(f"own-value/{local}", (capture, "edit.replace", *special), partial(_own_value, local=local))
-            grads = ("gradients", "gradients.pattern") if local == "attn.pattern" else ("gradients",)
-            if not special or local == "resid_mid":
-                yield on(f"gradients/{local}", (capture, "edit.add", *special, *grads), partial(_slope, local=local))
+        yield on("shapes", whole, _shapes)
+        yield on("shape-of-pattern", ("capture.pattern",), _shape_of_pattern)
+        yield on("own-values", (*whole, "edit.replace", *_needed(family)), _own_values)
+        yield on("own-pattern", ("edit.pattern", "edit.replace", "capture.pattern"), _own_pattern)
+        yield on("another-row", (*whole, "edit.replace"), _another_row)
+        yield on("gradients", ("gradients", *whole, "edit.add", *_needed(family)), _slopes)
+        yield on("unembedding", ("capture.residual",), _unembedding)
         for local in ("resid_pre", "resid_mid", "resid_post"):
-            if local in wholes:
+            if local not in _absent(family):
                 special = ("edit.resid_mid",) if local == "resid_mid" else ()
                 yield on(f"cut/{local}", ("edit.replace", "capture.residual", *special), partial(_cut, local=local))
         yield on("sums", ("capture.residual", "capture.attention", "capture.mlp"), _sums)
@@ -60,12 +58,17 @@ def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
         yield on("neuron", ("edit.zero", "edit.units"), _neuron)
         yield on("value-head", ("edit.zero", "edit.heads"), _value_head)
         yield on("embedding", ("edit.add", "edit.positions"), _embedding)
-        for side in ("left", "right"):
-            padded = Scene(family, torch.float64, side)  # type: ignore[arg-type]
+        sides: tuple[Padding, ...] = ("left", "right")
+        for side in sides:
+            padded = Scene(family, torch.float64, side)
             needs = (f"padding.{side}", "capture.residual")
             yield on("rows-alone", needs, _rows_alone, padded)
         if _causal(family):
             yield on("generation", ("generate", "generate.capture"), _generation)
+
+
+def _needed(family: str) -> tuple[str, ...]:
+    return () if "resid_mid" in _absent(family) else ("edit.resid_mid",)
 
 
 def _absent(family: str) -> set[str]:
@@ -132,44 +135,89 @@ def _logits(context: Context, scene: Scene) -> None:
     _close(run["logits"], want, "the site logits", SINGLE)
 
 
-def _shape(context: Context, scene: Scene, local: str) -> None:
+def _names(scene: Scene) -> list[str]:
+    """Every site of the middle block but the pattern."""
+    locals_ = [local for local in BLOCK_AXES if local not in {*_absent(scene.family), "attn.pattern"}]
+    return [f"blocks.{LAYER}.{local}" for local in locals_]
+
+
+def _shapes(context: Context, scene: Scene) -> None:
     lens = context.lens(scene)
-    site = f"blocks.{LAYER}.{local}"
-    got = lens.run(scene.ids, capture=site)[site]
-    named = lens.architecture.sites.canonical[site]
-    sizes = {"batch": 3, "pos": 8, "query": 8, "key": 8, **named.sizes}
-    want = tuple(sizes[axis] for axis in named.axes)
-    assert tuple(got.shape) == want, f"{site}: shape {tuple(got.shape)}, must be {want}"
+    names = ["embed", *_names(scene), "final_norm", "logits"]
+    run = lens.run(scene.ids, capture=names)
+    for name in names:
+        named = lens.architecture.sites.canonical[name]
+        sizes = {"batch": 3, "pos": 8, **named.sizes}
+        want = tuple(sizes[axis] for axis in named.axes)
+        assert tuple(run[name].shape) == want, f"{name}: shape {tuple(run[name].shape)}, must be {want}"
+        assert run[name].dtype == torch.float64, f"{name}: {run[name].dtype}"
+
+
+def _shape_of_pattern(context: Context, scene: Scene) -> None:
+    site = f"blocks.{LAYER}.attn.pattern"
+    got = context.lens(scene).run(scene.ids, capture=site)[site]
+    assert tuple(got.shape) == (3, 4, 8, 8), f"{site}: shape {tuple(got.shape)}, must be (3, 4, 8, 8)"
     assert got.dtype == torch.float64
 
 
-def _own_value(context: Context, scene: Scene, local: str) -> None:
+def _own_values(context: Context, scene: Scene) -> None:
+    """Every site at once, each replaced by what it is."""
     lens = context.lens(scene)
-    site = f"blocks.{LAYER}.{local}"
+    run = lens.run(scene.ids, capture=_names(scene))
+    again = lens.run(scene.ids, edits=[replace(name, run[name]) for name in _names(scene)], capture=_names(scene))
+    _close(again.logits, run.logits, "replacing every site by its own value")
+
+
+def _own_pattern(context: Context, scene: Scene) -> None:
+    lens, site = context.lens(scene), f"blocks.{LAYER}.attn.pattern"
     run = lens.run(scene.ids, capture=site)
-    again = lens.run(scene.ids, edits=[replace(site, run[site])], capture=site)
-    _close(again.logits, run.logits, f"replacing {site} by its own value")
-    turned = run[site].roll(1, 0)  # not a scaled one, which a norm after it would undo
+    again = lens.run(scene.ids, edits=[replace(site, run[site])])
+    _close(again.logits, run.logits, "replacing the pattern by its own value")
+    turned = run[site].roll(1, 0)
     changed = lens.run(scene.ids, edits=[replace(site, turned)], capture=site)
-    _differ(changed.logits, run.logits, f"{site} of another row")
-    _close(changed[site], turned, f"{site} under an edit")
+    _differ(changed.logits, run.logits, "the pattern of another row")
+    _close(changed[site], turned, "the pattern under an edit")
 
 
-def _slope(context: Context, scene: Scene, local: str) -> None:
-    """The gradient at a site is how fast the metric changes when the site is moved."""
+def _another_row(context: Context, scene: Scene) -> None:
+    """An edit arrives: at each site the values of another row, and not scaled ones, which a norm would undo."""
     lens = context.lens(scene)
-    site = f"blocks.{LAYER}.{local}"
+    run = lens.run(scene.ids, capture=_names(scene))
+    for local in ("attn.q", "attn.k", "attn.out", "mlp.out"):
+        site = f"blocks.{LAYER}.{local}"
+        turned = run[site].roll(1, 0)
+        changed = lens.run(scene.ids, edits=[replace(site, turned)], capture=site)
+        _differ(changed.logits, run.logits, f"{site} of another row")
+        _close(changed[site], turned, f"{site} under an edit")
+
+
+def _slopes(context: Context, scene: Scene) -> None:
+    """The gradients are how fast the metric changes when all sites are moved at once."""
+    lens, names = context.lens(scene), _names(scene)
     generator = torch.Generator().manual_seed(5)
-    gradient = lens.gradients(scene.ids, site, _metric)[site]
-    direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
-    step = 1e-4 if local != "attn.q" else 1e-3
+    gradients = lens.gradients(scene.ids, names, _metric)
+    moves = {n: torch.randn(gradients[n].shape, generator=generator, dtype=torch.float64) for n in names}
+    for name in names:  # so that each has a say
+        moves[name] *= 1 / float(gradients[name].norm())
+    step = 1e-3 * float(min(1 / m.abs().max() for m in moves.values()))
     ends = [
-        _metric(lens.run(scene.ids, edits=[add(site, sign * step * direction)]).logits).sum() for sign in (1.0, -1.0)
+        float(_metric(lens.run(scene.ids, edits=[add(n, sign * step * moves[n]) for n in names]).logits).sum())
+        for sign in (1.0, -1.0)
     ]
-    slope, want = float(ends[0] - ends[1]) / (2 * step), float((gradient * direction).sum())
-    scale = float(gradient.norm() * direction.norm()) / gradient.numel() ** 0.5
-    assert scale > 1e-6, f"vacuous: no gradient at {site}"
-    assert abs(slope - want) < 2e-2 * scale, f"gradient at {site}: {want:.6g} along a direction, moved {slope:.6g}"
+    parts = {name: float((gradients[name] * moves[name]).sum()) for name in names}
+    slope, want = (ends[0] - ends[1]) / (2 * step), sum(parts.values())
+    scale = max(map(abs, parts.values()))
+    assert scale > 0.1, "vacuous: the gradients hardly point anywhere"
+    assert abs(slope - want) < 2e-2 * scale, f"gradients: {want:.6g} along a direction, moved {slope:.6g}: {parts}"
+
+
+def _unembedding(context: Context, scene: Scene) -> None:
+    """The logits are made from final_norm, by the unembedding alone."""
+    run = context.lens(scene).run(scene.ids, capture="final_norm")
+    with torch.no_grad():
+        want = scene.model.get_output_embeddings()(run["final_norm"])
+    cap = getattr(scene.model.config, "final_logit_softcapping", None)
+    _close(run.logits, want if cap is None else cap * torch.tanh(want / cap), "the unembedding of final_norm", SINGLE)
 
 
 def _metric(logits: Tensor) -> Tensor:

@@ -100,6 +100,7 @@ class Check:
         needs: capabilities without which it must fail.
         body: raises AssertionError where the promise is broken.
         context: of the backend.
+        family: model family that it plays on, if any.
     """
 
     id: str
@@ -107,6 +108,7 @@ class Check:
     needs: tuple[str, ...]
     body: Callable[[Context], None]
     context: Context = field(repr=False, compare=False)
+    family: str = ""
 
     def __str__(self) -> str:
         return self.id
@@ -122,9 +124,9 @@ class Check:
         return f"{self.promise}/{self.id.rpartition('/')[2]}"
 
     def missing(self) -> list[str]:
-        """Needed capabilities that the backend says it lacks."""
-        states = self.context.backend.supports()
-        return [name for name in self.needs if not states[name]]
+        """Needed capabilities that the backend says it lacks, in all models or in those of this family."""
+        states, here = self.context.backend.supports(), self.context.backend.unsupported
+        return [name for name in self.needs if not states[name] or f"{name}@{self.family}" in here]
 
     def run(self) -> Outcome:
         """Run the check and judge it; raises nothing but KeyboardInterrupt of the user's own."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Proof:
         xfailed: checks that need it and failed as they must, since this backend lacks it.
         reason: why it is not `supported`.
         issue: address of the library's public issue, where there is one.
+        gaps: families that lack what is otherwise supported, and why.
     """
 
     state: State
@@ -43,6 +44,7 @@ class Proof:
     xfailed: int
     reason: str = ""
     issue: str | None = None
+    gaps: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,13 @@ def summarise(backend: type[Inspector], results: Iterable[tuple[Check, Outcome]]
     for name, support in declared.items():
         if not (passed if support else xfailed)[name]:
             raise InputError(f"{backend.name}: no check bears out that {name} is {support.state}; run the whole kit")
+    gaps: dict[str, dict[str, str]] = {}
+    for scoped, support in backend.unsupported.items():
+        name, _, family = scoped.partition("@")
+        if family:
+            gaps.setdefault(name, {})[family] = support.reason
     proofs = {
-        name: Proof(support.state, passed[name], xfailed[name], support.reason, support.issue)
+        name: Proof(support.state, passed[name], xfailed[name], support.reason, support.issue, gaps.get(name, {}))
         for name, support in declared.items()
     }
     library = backend.library or "torch"
