@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,6 +59,7 @@ class PenzaiInspector(Inspector):
         if family is None:
             raise self._refusal("capture.module")
         self._family = family.name
+        self._watch: Callable[..., None] | None = None
         self._caches: weakref.WeakKeyDictionary[Any, tuple[int, dict[int, Any]]] = weakref.WeakKeyDictionary()
         self._convert()
 
@@ -99,6 +101,7 @@ class PenzaiInspector(Inspector):
         stream = frame.wide(plan.kwargs["input_ids"].int(), "tokens")
         for number, segment in enumerate(self._segments):
             step = Step(segment, side, frame.neutral, self._dtype, self._device, frame.memory.get(number))
+            step.watch = self._watch
             visits = places.get(number, [])
             stream = self._through(step, stream, visits, plan, frame)
             if number in frame.memory:
@@ -136,6 +139,16 @@ class PenzaiInspector(Inspector):
         plan.reached.update(visit.site.name for visit in visits)
         return stream
 
+    @contextmanager
+    def work(self) -> Iterator[Work]:
+        """Counts the arithmetic that runs inside, since no PyTorch function can be seen to run."""
+        done = Work()
+        self._watch = done.add
+        try:
+            yield done
+        finally:
+            self._watch = None
+
     def _segment_of(self, site: Site) -> int:
         if site.layer is not None:
             return site.layer + 1
@@ -169,6 +182,21 @@ class PenzaiInspector(Inspector):
             rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
             if module.training and rate:
                 self._require("dropout")
+
+
+class Work:
+    """How much was computed.
+
+    Attributes:
+        count: floating-point operations of the compiled functions that ran, as XLA counts them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0.0
+
+    def add(self, function: Any, *arguments: Any) -> None:
+        """Count one run of a compiled function."""
+        self.count += function.lower(*arguments).cost_analysis()["flops"]
 
 
 @dataclass(frozen=True)

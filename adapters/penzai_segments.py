@@ -241,6 +241,7 @@ class Step:
         memory: keys and values so far, in a generation with a cache.
         scales: site -> what it is multiplied by, in the shape of the site.
         after: keys and values after the last run.
+        watch: told of each compiled function and its arguments, if given.
     """
 
     segment: Segment
@@ -251,6 +252,7 @@ class Step:
     memory: Any = None
     scales: dict[str, Tensor] = field(default_factory=dict)
     after: Any = None
+    watch: Callable[..., None] | None = None
 
     def run(self, x: Tensor, shifts: Mapping[str, Tensor], wanted: Sequence[str], last: str = "") -> tuple[Any, ...]:
         """What the segment returns, then the values of `wanted` sites; differentiable in `x` and `shifts`.
@@ -280,8 +282,10 @@ class _Through(torch.autograd.Function):
                 if site not in shift and site != "attn.pattern":
                     scale[site], shift[site] = step.neutral(site)
             entering = to_jax(x)
-            run = form.forward(last)
-            y, memory, values = run(step.segment.leaves, entering, step.side, step.memory, scale, shift)
+            run, given = form.forward(last), (step.segment.leaves, entering, step.side, step.memory, scale, shift)
+            y, memory, values = run(*given)
+            if step.watch is not None:
+                step.watch(run, *given)
             out = [None if y is None else to_torch(y, step.device)]
             out += [to_torch(values[site], step.device) for site in wanted]
         step.after = memory
