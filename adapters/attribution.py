@@ -329,7 +329,8 @@ def attribution_only(reason: str) -> dict[str, Support]:
     """`unsupported` of a backend that attributes and does nothing else."""
     kept = ("attribute", "padding.left", "padding.right", "coexist")
     others = (name for name in CAPABILITIES if name not in kept and not name.startswith("family."))
-    return {name: Support("never", reason) for name in others}
+    encoder = Support("notimpl", "rows are cut behind the target, which only a causal model does not notice")
+    return {**{name: Support("never", reason) for name in others}, "family.bert": encoder}
 
 
 def measure(logits: Tensor, token: Tensor, minus: Tensor | None, of: Quantity) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from crosslens.adapters.architectures import describe
+from crosslens.adapters.attribution import Target
 from crosslens.adapters.edits import add, replace, zero
 from crosslens.adapters.families import FAMILIES
 from crosslens.adapters.sites import BLOCK_AXES
@@ -48,6 +49,7 @@ def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
         yield on("another-row", (*whole, "edit.replace"), _another_row)
         yield on("gradients", ("gradients", *whole, "edit.add", *_needed(family)), _slopes)
         yield on("unembedding", ("capture.residual",), _unembedding)
+        yield on("attribute", ("attribute",), _attribute)
         for local in ("resid_pre", "resid_mid", "resid_post"):
             if local not in _absent(family):
                 special = ("edit.resid_mid",) if local == "resid_mid" else ()
@@ -222,6 +224,17 @@ def _unembedding(context: Context, scene: Scene) -> None:
 
 def _metric(logits: Tensor) -> Tensor:
     return logits[:, -1, 5] - logits[:, -2, 9]
+
+
+def _attribute(context: Context, scene: Scene) -> None:
+    """Input x gradient, by autograd through the model itself; the target is not the last position."""
+    embeds = scene.model.get_input_embeddings()(scene.ids).detach().requires_grad_()
+    scene.model(inputs_embeds=embeds).logits[:, 4, 5].sum().backward()
+    found = context.lens(scene).attribute(scene.ids, Target(5, position=4), method="input_x_gradient")
+    assert embeds.grad is not None
+    want = (embeds * embeds.grad).detach().sum(-1)
+    scene.model.zero_grad(set_to_none=True)
+    _close(found.scores.double(), want, "input x gradient", 1e-5)
 
 
 def _cut(context: Context, scene: Scene, local: str) -> None:
