@@ -78,7 +78,8 @@ class ComgraInspector(Inspector):
 
         A tensor's key figures are comgra's: `mean`, `abs_mean`, `std` (unbiased; 0 of a single number) and `abs_max`
         over all axes but the first, for each sample; then `batch_mean`, `batch_std` (unbiased; NaN of one sample) and
-        `batch_abs_max` of these over the first axis. In the dtype of the tensor, or float32 where that is shorter.
+        `batch_abs_max` of these over the first axis, however long it is at the site. They are taken in the tensor's
+        dtype, or in float32 where that is shorter.
 
         Args:
             sites: sites or globs; every tensor in what a module returns is recorded under a name of its own, and every
@@ -158,7 +159,7 @@ class ComgraRecording(Recording):
             raise ClosedError("this recording is closed; start another with lens.record(...)")
         if self._inside:
             raise InputError("a step of this recording is running; steps follow one another, none lies inside another")
-        seen: Snapshots | None = Snapshots(self._lens.model, self._sites, *self._options)
+        seen: Snapshots | None = Snapshots(self._lens.model, self._sites, *self._options, self._lens._device)
         step = Step(self._next, seen, self._check)
         if category is not None:
             step.decide(category, samples)
@@ -171,17 +172,21 @@ class ComgraRecording(Recording):
         try:
             with nullcontext() if seen is None else seen.watching():
                 yield step
+            if seen is not None and not self._closed:
+                self._end(step, seen, late=category is None)
         finally:
             self._inside = False
-        if seen is None or self._closed:
-            return
+            step.release()
+
+    def _end(self, step: Step, seen: Snapshots, late: bool) -> None:
         if not step.decided:
             raise InputError(f"step {step.number} has no category; step.decide(NAME), or step.decide(None) to drop it")
-        late = category is None and step.category is not None
-        if late and not self._schedule.is_record_on_this_step(step.number, escape(step.category or "")):
+        if step.category is None:
             return
-        if step.category is not None:
-            self._keep(step, escape(step.category), seen)
+        category = escape(step.category)
+        if not late or self._schedule.is_record_on_this_step(step.number, category):
+            self._keep(step, category, seen)
+            self._schedule.mark_recording_on_this_step(step.number, category)
 
     def _check(self, category: str, samples: Sequence[str] | None) -> None:
         escape(category)
@@ -202,14 +207,24 @@ class ComgraRecording(Recording):
                 f"step {step.number} was given the categories of {len(step.samples)} samples, and its sites have "
                 f"{' and '.join(map(str, rows))} rows"
             )
-        groups, parameters, losses = step.groups(), list(seen.parameters.values()), step.losses
-        for count, snapshots in (rows or {1: []}).items():
-            if count not in self._trials:
-                self._trials[count] = ComgraTrial(self.folder, count, self._per_sample, self._svd)
-            with contained(self._lens._device):
-                self._trials[count].write(step.number, category, step.samples, snapshots, parameters, losses, groups)
-            parameters, losses = [], {}  # in one trial only
-        self._schedule.mark_recording_on_this_step(step.number, category)
+        groups, parameters = step.groups(), list(seen.parameters.values())
+        losses = {name: value.to(self._lens._device) for name, value in step.losses.items()}
+        trials = []
+        try:
+            for count, snapshots in (rows or {1: []}).items():
+                if count not in self._trials:
+                    self._trials[count] = ComgraTrial(self.folder, count, self._per_sample, self._svd)
+                trials.append(self._trials[count])
+                with contained(self._lens._device):
+                    trials[-1].write(step.number, category, step.samples, snapshots, parameters, losses, groups)
+                parameters, losses = [], {}  # in one trial only
+            for trial in trials:
+                trial.publish()
+        except OSError as error:
+            raise InputError(f"step {step.number} cannot be written to {self.folder}: {error}") from error
+        finally:
+            for trial in trials:
+                trial.clean()
 
     def table(self) -> pd.DataFrame:
         """One figure a row, all steps so far: see `comgra_steps.read_table`."""

@@ -61,36 +61,39 @@ class ComgraTrial:
         )  # fmt: skip
         self._recorder.track_module("none", nn.Module())  # it asks for one; parameters come as copies
         # where it writes, until a step is whole: a process that is killed leaves no half of one to be read
-        self._done, self._recorder.recordings_path = self._recorder.recordings_path, self._recorder.trial_path / "part"
-        self._recorder.recordings_path.mkdir()
+        self._done, self._part = self._recorder.recordings_path, self._recorder.trial_path / "part"
+        self._recorder.recordings_path = self._part
+        self._part.mkdir()
 
     def write(
         self, step: int, category: str, samples: list[str] | None, snapshots: list[Snapshot],
         parameters: list[Snapshot], losses: dict[str, Tensor], groups: dict[str, Gradients],
     ) -> None:  # fmt: skip
-        """Put one step through comgra, onto disk; of a step that fails nothing is left.
+        """Put one step through comgra and onto disk, where `publish` shows it.
 
         Raises:
-            InputError: the files cannot be written.
             UnsupportedError: comgra fails at it.
         """
-        recorder, name = self._recorder, f"{step}__{category}"
         labels = samples if samples is not None and len(samples) == self._rows else [""] * self._rows
         try:
             with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", r"std\(\): degrees of freedom")  # NaN, or comgra's 0: as documented
                 self._drive(step, category, labels, snapshots, parameters, losses, groups)
-            os.replace(recorder.recordings_path / name, self._done / name)
-        except BaseException as error:
-            recorder.current_stage = "inactive"
-            recorder.sanity_check__recursion_for_delayed_calls = False
-            recorder._reset_caches()
-            shutil.rmtree(recorder.recordings_path / name, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise InputError(f"step {step} cannot be written to {self._done}: {error}") from error
-            if isinstance(error, Exception):
-                raise UnsupportedError(f"comgra fails at step {step}: {error!r}") from error
-            raise
+        except (AssertionError, ValueError, RuntimeError, TypeError, RecursionError) as error:
+            raise UnsupportedError(f"comgra fails at step {step}: {error!r}") from error
+
+    def publish(self) -> None:
+        """Show what was written to those who read."""
+        for folder in self._part.iterdir():
+            os.replace(folder, self._done / folder.name)
+
+    def clean(self) -> None:
+        """Ready for another step, whatever came of this one."""
+        for folder in self._part.iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._recorder.current_stage = "inactive"
+        self._recorder.sanity_check__recursion_for_delayed_calls = False
+        self._recorder._reset_caches()
 
     def _drive(
         self, step: int, category: str, labels: list[str], snapshots: list[Snapshot], parameters: list[Snapshot],
@@ -98,6 +101,7 @@ class ComgraTrial:
     ) -> None:  # fmt: skip
         recorder = self._recorder
         keep = self._per_sample > 0
+        device = next((each.value.device for each in [*snapshots, *parameters]), None)  # of all of them
         recorder.start_batch(step, self._rows, None, record_all_tensors_per_batch_index_by_default=keep)
         for each in parameters:
             recorder.register_tensor(_quote(each.name), each.value, is_parameter=True)
@@ -109,7 +113,9 @@ class ComgraTrial:
                     recorder.register_tensor(_quote(each.name), each.value, recording_type="kpis")
             for name, value in losses.items() if call == 0 else ():
                 recorder.register_tensor(_quote(f"loss:{name}"), value, is_loss=True)
-            ends = [torch.zeros(()), torch.zeros(())]  # comgra refuses an iteration without any dependency
+            ends = [
+                torch.zeros((), device=device) for _ in range(2)
+            ]  # comgra refuses an iteration without a dependency
             for name, end in zip(("begin:", "end:"), ends, strict=True):
                 recorder.register_tensor(name, end, is_loss=True)
             recorder.add_tensor_connection(*ends)

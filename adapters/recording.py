@@ -92,6 +92,10 @@ class Step:
             )
         return self._groups | ({"gradient": rest} if rest else {})
 
+    def release(self) -> None:
+        """Let go of all tensors."""
+        self.seen, self._groups = None, {}
+
     def decide(self, category: str | None, samples: Sequence[str] | None = None) -> None:
         """Say what category the step has turned out to be, where `step()` was not told.
 

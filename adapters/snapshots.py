@@ -49,9 +49,13 @@ class Snapshots:
         sites: site -> where it lives; by modules.
         gradients: whether to read gradients too.
         parameters: whether to copy the parameters, as they are when the step begins.
+        device: where the copies go; those of a model that is spread over several meet there.
     """
 
-    def __init__(self, model: nn.Module, sites: Mapping[Site, Location], gradients: bool, parameters: bool) -> None:
+    def __init__(
+        self, model: nn.Module, sites: Mapping[Site, Location], gradients: bool, parameters: bool, device: torch.device
+    ) -> None:
+        self._device = device
         self._model = model
         self._sites = sites
         self.reads_gradients = gradients
@@ -126,11 +130,10 @@ class Snapshots:
         if key in where:  # a pick from a tuple that is recorded whole as well
             return
         with torch.inference_mode(False), torch.no_grad():
-            where[key] = Snapshot(
-                name, call, _copy(view.read(tensor.detach(), self._batch), name, where is self.parameters)
-            )
+            value = _copy(view.read(tensor.detach(), self._batch), name, self._device, where is self.parameters)
+            where[key] = Snapshot(name, call, value)
             if self.reads_gradients and tensor.requires_grad:
-                self._follow(key, tensor, view, where[key].value)
+                self._follow(key, tensor, view, value)
 
     def _follow(self, key: Key, tensor: Tensor, view: View, like: Tensor) -> None:
         batch, base = self._batch, tensor._base
@@ -163,7 +166,7 @@ class Snapshots:
             with torch.no_grad():
                 found = read(grad.detach() if grad.layout == torch.strided else grad.detach().to_dense())
                 if found is not None:
-                    found = found.reshape(like.shape).to(like.dtype, copy=True)
+                    found = found.reshape(like.shape).to(like, copy=True)
                     into[key] = into[key] + found if key in into else found
 
         self._undo.callback(edge.node.register_prehook(hook).remove)
@@ -203,7 +206,7 @@ def _spell(item: Any) -> str:
     return f"[{item}]" if isinstance(item, int) else f".{item}"
 
 
-def _copy(tensor: Tensor, name: str, parameter: bool) -> Tensor:
+def _copy(tensor: Tensor, name: str, device: torch.device, parameter: bool) -> Tensor:
     if tensor.is_complex() or tensor.is_nested:
         raise SiteError(f"site {name!r} holds {'complex numbers' if tensor.is_complex() else 'a nested tensor'}; "
                         "key figures are of plain real tensors, so leave it out")  # fmt: skip
@@ -217,5 +220,5 @@ def _copy(tensor: Tensor, name: str, parameter: bool) -> Tensor:
         dtype = torch.float64
     else:
         dtype = torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
-    copy = tensor.to(dtype, copy=True)
+    copy = tensor.to(device, dtype, copy=True)
     return copy.unsqueeze(-1) if copy.ndim == (0 if parameter else 1) else copy
