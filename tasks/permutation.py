@@ -2,10 +2,10 @@
 
 One model serves every design: figure = level of its block + effect of the category, by least squares, with standard
 errors that let the categories differ in variance (HC2: MacKinnon and White 1985, doi:10.1016/0304-4076(85)90158-7) and
-Satterthwaite's degrees of freedom (Bell and McCaffrey 2002). With one block that is Welch's t test; with pairs as blocks
-the paired t test; with the strata of a crossed design a main effect. Labels are permuted within blocks. The statistic is
-studentised, so the permutation test also holds, for large samples, where the categories differ in variance alone (Chung
-and Romano 2013, doi:10.1214/13-AOS1090).
+Satterthwaite's degrees of freedom (Bell and McCaffrey 2002). With one block that is Welch's t test; with pairs as
+blocks the paired t test; with the strata of a crossed design a main effect. Labels are permuted within blocks. The
+statistic is studentised, so that for large samples the test of the means also holds where the categories differ in
+variance alone (Chung and Romano 2013, doi:10.1214/13-AOS1090).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ def effect(x: Array, first: Labels, block: Index) -> Effect:
 def _satterthwaite(g: Array, label: Array, free: Array, block: Index, sizes: Index, variance: list[Array]) -> Array:
     """2 E(V)^2 / Var(V) of the HC2 variance V = u' residual^2, whose residuals are M times errors of two variances.
 
-    V is a quadratic form with matrix B = M diag(u) M, which is constant on cells (block, category) but for its diagonal.
+    V is a quadratic form with matrix B = M diag(u) M: constant on cells (block, category), but for its diagonal.
     """
     if np.all(sizes == 2):  # pairs: V is that of their differences, which have one variance
         return np.full(variance[0].shape, float(len(sizes) - 1))
@@ -108,34 +109,42 @@ def _satterthwaite(g: Array, label: Array, free: Array, block: Index, sizes: Ind
         return np.asarray((t[0] * a + t[1] * b) ** 2 / (s[0, 0] * a * a + 2 * s[0, 1] * a * b + s[1, 1] * b * b))
 
 
-def relabellings(first: Labels, block: Index, count: int, rng: np.random.Generator) -> Labels:
-    """(relabelling, example) labels permuted within blocks; row 0 is `first` itself.
+def relabellings(label: NDArray[Any], block: Index, count: int, rng: np.random.Generator) -> NDArray[Any]:
+    """(relabelling, example) labels permuted within blocks; row 0 is `label` itself.
 
-    All distinct ones where they are no more than `count` + 1, else `count` random ones: with either, the share of rows
-    that are at least as extreme as row 0 is a valid p value (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
+    All distinct ones where labels are bool and those are no more than `count` + 1, else `count` random ones: with
+    either, the share of rows that are at least as extreme as row 0 is a valid p value (Phipson and Smyth 2010,
+    doi:10.2202/1544-6115.1585).
     """
     order, starts, sizes = blocks(block)
-    label = first[order]
+    own = np.repeat(np.arange(len(sizes)), sizes)
+    rows = np.empty((count + 1, len(label)), dtype=label.dtype)
+    sorted_ = _all_relabellings(label[order], starts, sizes, count + 1) if label.dtype == np.bool_ else None
+    if sorted_ is None:
+        drawn = np.argsort(rng.random((count, len(label))) + own, axis=1)
+        rows[0], rows[1:, order] = label, label[order][drawn]
+        return rows
+    rows = rows[: len(sorted_)]
+    rows[:, order] = sorted_
+    return rows
+
+
+def _all_relabellings(label: Labels, starts: Index, sizes: Index, limit: int) -> Labels | None:
+    """Every distinct way to permute labels, sorted by block, within blocks; None if there are more than `limit`."""
     held = np.add.reduceat(label.astype(np.int64), starts)
     distinct = 1
     for size, ones in zip(sizes.tolist(), held.tolist(), strict=True):
         distinct *= math.comb(size, ones)
-        if distinct > count + 1:
-            break
-    rows = np.empty((min(distinct, count + 1), len(first)), dtype=np.bool_)
-    if distinct <= count + 1:
-        places = zip(starts.tolist(), sizes.tolist(), held.tolist(), strict=True)
-        choices = [list(itertools.combinations(range(at, at + size), ones)) for at, size, ones in places]
-        drawn = np.zeros_like(rows)
-        for row, chosen in zip(drawn, itertools.product(*choices), strict=True):
-            row[list(itertools.chain(*chosen))] = True
-        same = int(np.flatnonzero((drawn == label).all(axis=1))[0])
-        drawn[[0, same]] = drawn[[same, 0]]
-    else:
-        own = np.repeat(np.arange(len(sizes)), sizes)
-        drawn = np.concatenate([label[None], label[np.argsort(rng.random((count, len(first))) + own, axis=1)]])
-    rows[:, order] = drawn
-    return rows
+        if distinct > limit:
+            return None
+    places = zip(starts.tolist(), sizes.tolist(), held.tolist(), strict=True)
+    choices = [list(itertools.combinations(range(at, at + size), ones)) for at, size, ones in places]
+    drawn = np.zeros((distinct, len(label)), dtype=np.bool_)
+    for row, chosen in zip(drawn, itertools.product(*choices), strict=True):
+        row[list(itertools.chain(*chosen))] = True
+    same = int(np.flatnonzero((drawn == label).all(axis=1))[0])
+    drawn[[0, same]] = drawn[[same, 0]]
+    return drawn
 
 
 def t_values(x: Array, labels: Labels, block: Index) -> Array:
@@ -170,11 +179,11 @@ def patterns(missing: Labels) -> Iterator[tuple[Index, Index]]:
         yield np.asarray(columns), np.flatnonzero(~missing[:, columns[0]])
 
 
-Statistic = Callable[[Array, Labels, Index], Array]
+Statistic = Callable[[Array, NDArray[Any], Index], Array]
 
 
 def permutation_p(
-    x: Array, labels: Labels, block: Index, tested: Labels, statistic: Statistic = t_values
+    x: Array, labels: NDArray[Any], block: Index, tested: Labels, statistic: Statistic = t_values
 ) -> tuple[Array, Array]:
     """p values of each column alone, and of max-T over all tested columns.
 
@@ -195,7 +204,7 @@ def permutation_p(
     x = x[:, chosen]
     groups = list(patterns(np.isnan(x)))
 
-    def sizes(rows: Labels) -> Array:
+    def sizes(rows: NDArray[Any]) -> Array:
         found = np.empty((len(rows), x.shape[1]))
         for columns, have in groups:
             found[:, columns] = np.abs(statistic(x[np.ix_(have, columns)], rows[:, have], block[have]))

@@ -11,11 +11,12 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy import sparse, stats
+from numpy.typing import ArrayLike
+from scipy import stats
 
 from crosslens.adapters.errors import InputError
 
+from .design import REST, Between, Design, check_options, contrasted, in_mixed_blocks, no_item_twice, pair_up
 from .intervals import Array, auroc, hedges
 from .permutation import Effect, Index, Labels, effect, patterns, permutation_p, relabellings
 
@@ -25,9 +26,6 @@ FIGURES = (
 )
 COLUMNS = ("feature", "a", "b", *FIGURES, "q_bh", "q_by", "tested", "note")
 """The columns of a table of contrasts."""
-
-REST = "rest"
-Between = Sequence[tuple[Hashable, Hashable]] | Literal["rest"] | None
 
 
 def contrasts(
@@ -50,7 +48,8 @@ def contrasts(
         categories: of each example.
         names: of each feature; any hashable, such as (site, KPI).
         pairs: item of each example, None or NaN for none. Examples of one item under different categories are tested as
-            pairs; if no item has both categories of a contrast, that contrast is unpaired.
+            pairs; if no item has both categories of a contrast, that contrast is unpaired. Against "rest", the other
+            side of an item is the mean of its other categories, and permuted signs are a test for large samples only.
         strata: of each example, such as its labels in the other columns of a crossed design. The contrast is then the
             main effect within strata, and labels are permuted within them; with pairs, the two sides of an item are
             compared within strata and averaged over them, so that the item stays the unit.
@@ -74,22 +73,81 @@ def contrasts(
         t, df, p_welch: Welch's t test; paired, the paired t test. NaN where se is 0 but difference is not.
         p_perm: permutation p of |t|, of this feature alone.
         p_maxt: adjusted for all features of this contrast, by max-T.
-        q_bh, q_by: Benjamini-Hochberg and Benjamini-Yekutieli, over all rows, from p_welch, or p_perm where that is NaN.
+        q_bh, q_by: Benjamini-Hochberg and Benjamini-Yekutieli, over all rows, from p_welch, or from p_perm where
+            p_welch is NaN.
         tested: "unpaired", "paired" or "none"; note: what was left out, and why there is no test.
 
     Raises:
         InputError: lengths differ, an example has no category, `between` names an unknown category, an option is out of
             range, or an item occurs twice in a category (and stratum).
     """
-    data = _Data.of(values, categories, names, pairs, strata)
-    _check_options(permutations, level)
+    data = Design.of(values, categories, names, pairs, strata)
+    check_options(permutations, level)
     frames = []
-    for a, b in _between(data.labels, between):
+    for a, b in contrasted(data.labels, between):
         contrast = _Contrast.of(data, a, b)
         frames.append(contrast.table(data.names, permutations, np.random.default_rng(seed), level))
     if not frames:
         return pd.DataFrame(columns=list(COLUMNS))
     return with_q_values(pd.concat(frames, ignore_index=True))
+
+
+def contrasts_from_moments(
+    n: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    categories: Sequence[Hashable],
+    *,
+    names: Sequence[Hashable],
+    between: Between = None,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Contrasts where only moments were kept, as after a merge: Welch's t test and g; no AUROC, no permutation.
+
+    Args:
+        n: (category, feature) or (category,) number of examples.
+        mean, var: (category, feature); var divides by n - 1. What they say where n is too small is not read.
+        categories: of each row. names: of each feature. between, level: as for `contrasts`.
+
+    Returns:
+        A frame with `COLUMNS`; the figures that need examples are NaN.
+
+    Raises:
+        InputError: shapes do not fit, a category occurs twice, a variance or a number is negative, or as `contrasts`.
+    """
+    means, variances = np.asarray(mean, dtype=np.float64), np.asarray(var, dtype=np.float64)
+    counts = np.asarray(n, dtype=np.float64)
+    shape = (len(categories), len(names))
+    if counts.shape == shape[:1]:
+        counts = np.repeat(counts[:, None], shape[1], axis=1)
+    if not means.shape == variances.shape == counts.shape == shape:
+        raise InputError(f"n, mean and var have shapes {counts.shape}, {means.shape}, {variances.shape}, not {shape}")
+    check_options(0, level)
+    labels = list(categories)
+    if len(set(labels)) < len(labels):
+        raise InputError("a category has more than one row of moments; merge them first")
+    if not (counts >= 0).all() or (variances < 0).any():
+        raise InputError("a number of examples or a variance is negative or missing")
+    frames = []
+    for a, b in contrasted(labels, between):
+        i = labels.index(a)
+        others = [k for k in range(len(labels)) if k != i] if b not in labels else [labels.index(b)]
+        second = pooled(counts[others], means[others], variances[others])
+        frames.append(_from_moments(a, b, (counts[i], means[i], variances[i]), second, list(names), level))
+    if not frames:
+        return pd.DataFrame(columns=list(COLUMNS))
+    return with_q_values(pd.concat(frames, ignore_index=True))
+
+
+def pooled(n: Array, mean: Array, var: Array) -> tuple[Array, Array, Array]:
+    """Moments of all rows together, from those of each (row, feature): Chan, Golub and LeVeque 1983."""
+    held = np.where(n > 0, mean, 0.0)
+    within = (np.where(n > 1, var, 0.0) * np.maximum(n - 1, 0)).sum(axis=0)
+    total = n.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centre = (n * held).sum(axis=0) / total
+        spread = within + (n * (held - centre) ** 2).sum(axis=0)
+        return total, np.asarray(centre), np.asarray(spread / (total - 1))
 
 
 def with_q_values(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,80 +194,6 @@ def ranking(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Data:
-    """Checked inputs. Labels, items and strata are numbers, -1 for none; `labels` says which category a number is."""
-
-    values: Array
-    infinite: Labels
-    names: list[Hashable]
-    labels: list[Hashable]
-    category: Index
-    item: Index | None
-    items: list[Hashable]
-    stratum: Index
-
-    @classmethod
-    def of(
-        cls,
-        values: ArrayLike,
-        categories: Sequence[Hashable],
-        names: Sequence[Hashable],
-        pairs: Sequence[Hashable] | None,
-        strata: Sequence[Hashable] | None,
-    ) -> _Data:
-        x = np.asarray(values, dtype=np.float64)
-        if x.ndim != 2:
-            raise InputError(f"values are (example, feature), not of shape {x.shape}")
-        for what, given, size in (
-            ("categories", categories, len(x)),
-            ("pairs", pairs, len(x)),
-            ("strata", strata, len(x)),
-            ("names", names, x.shape[1]),
-        ):
-            if given is not None and len(given) != size:
-                raise InputError(f"{len(given)} {what} for values of shape {x.shape}; there must be {size}")
-        category, labels = _numbered(categories)
-        if (category < 0).any():
-            raise InputError(f"example {int(np.argmax(category < 0))} has no category; leave it out or give it one")
-        item, items = (None, []) if pairs is None else _numbered(pairs)
-        stratum = np.zeros(len(x), dtype=np.int64) if strata is None else _numbered(strata)[0]
-        infinite = np.isinf(x)
-        return cls(np.where(infinite, np.nan, x), infinite, list(names), labels, category, item, items, stratum)
-
-
-def _numbered(labels: Sequence[Hashable]) -> tuple[Index, list[Hashable]]:
-    """Numbers of labels in order of first appearance, -1 for None and NaN; and the labels."""
-    column = pd.Series(list(labels), dtype=object)
-    codes, found = pd.factorize(column)
-    return np.asarray(codes, dtype=np.int64), list(found)
-
-
-def _check_options(permutations: int, level: float) -> None:
-    if permutations < 0:
-        raise InputError(f"permutations is {permutations}; it is a number from 0")
-    if not 0 < level < 1:
-        raise InputError(f"level is {level}; it lies between 0 and 1, such as 0.95")
-
-
-def _between(labels: list[Hashable], between: Between) -> list[tuple[Hashable, Hashable]]:
-    if between is None:
-        return [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :]]
-    if isinstance(between, str):
-        if between != REST:
-            raise InputError(f"between is {between!r}; it is pairs of categories, or {REST!r}")
-        if REST in labels:
-            raise InputError(f"a category is called {REST!r}, which is what all others together are called; rename it")
-        return [(a, REST) for a in labels] if len(labels) > 1 else []
-    for a, b in between:
-        for label in (a, b):
-            if label not in labels:
-                raise InputError(f"between names category {label!r}; there are {', '.join(map(repr, labels))}")
-        if a == b:
-            raise InputError(f"between contrasts category {a!r} with itself")
-    return list(between)
-
-
-@dataclass(frozen=True)
 class _Contrast:
     """Two categories with the examples of both: figures, which are of the first, and the block of each."""
 
@@ -223,7 +207,7 @@ class _Contrast:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, data: _Data, a: Hashable, b: Hashable) -> _Contrast:
+    def of(cls, data: Design, a: Hashable, b: Hashable) -> _Contrast:
         one = data.category == data.labels.index(a)
         other = ~one if b == REST and REST not in data.labels else data.category == data.labels.index(b)
         rows = np.flatnonzero(one | other)
@@ -232,8 +216,8 @@ class _Contrast:
         if data.item is None:
             return cls(a, b, x, infinite, first, stratum, paired=False)
         item = data.item[rows]
-        _no_item_twice(data, rows)
-        merged, alone = _pair_up(x, first, stratum, item)
+        no_item_twice(data, rows)
+        merged, alone = pair_up(x, first, stratum, item)
         if merged is None:
             return cls(a, b, x, infinite, first, stratum, False, ["no pairs, tested unpaired"])
         n = len(merged) // 2
@@ -246,7 +230,7 @@ class _Contrast:
         notes = [list(self.notes) for _ in names]
         tested = np.zeros(size, dtype=np.bool_)
         for columns, have in patterns(np.isnan(self.x)):
-            rows = have[_in_mixed_blocks(self.first[have], self.block[have])]
+            rows = have[in_mixed_blocks(self.first[have], self.block[have])]
             # where no test is possible the means are those of all that there is
             usable = min(self.first[rows].sum(), (~self.first[rows]).sum()) > 1
             self._means(found, columns, rows if usable else have)
@@ -256,9 +240,7 @@ class _Contrast:
             for column in columns.tolist():
                 notes[column] += self._notes(column, have, rows, usable)
         for column in np.flatnonzero(tested & (found["se"] == 0)).tolist():
-            notes[column].append(
-                "all values equal" if found["difference"][column] == 0 else "constant within categories"
-            )
+            notes[column].append(_flat(found["difference"][column], found["g"][column]))
         if permutations and tested.any():
             labels = relabellings(self.first, self.block, permutations, rng)
             found["p_perm"], found["p_maxt"] = permutation_p(self.x, labels, self.block, tested)
@@ -298,7 +280,9 @@ class _Contrast:
             lacking = total - len(rows) // 2 if usable else total - len(np.unique(self.block[have]))
         if lacking:
             yield f"{'NaN or infinite' if self.infinite[column] else 'NaN'} in {lacking} of {total} {what}s"
-        if not usable:
+        if self.paired and not usable:
+            yield "fewer than two complete pairs"
+        elif not usable:
             counts = (int(self.first[have].sum()), int((~self.first[have]).sum()))
             once = [str(name) for name, count in zip((self.a, self.b), counts, strict=True) if count == 1]
             never = [str(name) for name, count in zip((self.a, self.b), counts, strict=True) if count == 0]
@@ -307,9 +291,46 @@ class _Contrast:
             if once:
                 yield f"{' and '.join(once)} seen once"
             if not never and not once:
-                yield "fewer than two complete pairs" if self.paired else "no stratum holds two of both categories"
+                yield "fewer than two of each category in strata that hold both"
         elif not self.paired and len(rows) < len(have):
             yield f"{len(have) - len(rows)} examples in strata of one category left out"
+
+
+def _from_moments(
+    a: Hashable, b: Hashable, one: tuple[Array, ...], two: tuple[Array, ...], names: list[Hashable], level: float
+) -> pd.DataFrame:
+    (n, mean_a, var_a), (m, mean_b, var_b) = one, two
+    tested = (n > 1) & (m > 1) & np.isfinite(mean_a - mean_b) & np.isfinite(var_a + var_b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u, v = var_a / n, var_b / m
+        se, df = np.sqrt(u + v), (u + v) ** 2 / (u * u / (n - 1) + v * v / (m - 1))
+        sd = np.sqrt(((n - 1) * var_a + (m - 1) * var_b) / (n + m - 2))
+        weight = n * m / (n + m)
+        fit = Effect(mean_a - mean_b, se, df, sd, np.nan, np.nan, sd[None])
+        g = hedges(fit.difference, sd, sd / np.sqrt(weight), n + m - 2, level)
+    tests = (fit.difference, se, *g, *[np.full(n.shape, np.nan)] * 3, *welch(fit), *[np.full(n.shape, np.nan)] * 2)
+    found = dict(zip(FIGURES[4:], [np.where(tested, each, np.nan) for each in tests], strict=True))
+    table = pd.DataFrame({"feature": pd.Series(names, dtype=object)})
+    table = table.assign(a=pd.Series([a] * len(names), dtype=object), b=pd.Series([b] * len(names), dtype=object))
+    table = table.assign(n_a=n.astype(np.int64), n_b=m.astype(np.int64))
+    table = table.assign(mean_a=np.where(n > 0, mean_a, np.nan), mean_b=np.where(m > 0, mean_b, np.nan), **found)
+    notes = ["from moments"] * len(names)
+    for column, usable in enumerate(tested.tolist()):
+        few = [str(name) for name, count in ((a, n[column]), (b, m[column])) if count < 2]
+        if few:
+            notes[column] += f"; {' and '.join(few)} seen less than twice"
+        elif not usable:
+            notes[column] += "; moments are not finite"
+        elif se[column] == 0:
+            notes[column] += "; " + _flat(found["difference"][column], found["g"][column])
+    return table.assign(tested=np.where(tested, "unpaired", "none"), note=notes)
+
+
+def _flat(difference: float, g: float) -> str:
+    """What a standard error of 0 comes from."""
+    if difference == 0:
+        return "all values equal" if np.isnan(g) or g == 0 else "all differences equal"
+    return "constant within categories" if np.isinf(g) else "all differences equal"
 
 
 def welch(fit: Effect) -> tuple[Array, Array, Array]:
@@ -328,44 +349,3 @@ def _average_sd(a: Array, b: Array, fit: Effect) -> tuple[Array, Array, Array]:
     with np.errstate(divide="ignore", invalid="ignore"):
         r2 = np.nan_to_num(covariance**2 / (var_a * var_b), nan=0.0, posinf=0.0)
     return np.sqrt((var_a + var_b) / 2), fit.se, 2 * (n - 1) / (1 + np.minimum(r2, 1))
-
-
-def _in_mixed_blocks(first: Labels, block: Index) -> Labels:
-    """Which examples are in a block that holds both categories; no others say anything about their difference."""
-    size = int(block.max(initial=0)) + 1
-    ones, all_ = np.bincount(block[first], minlength=size), np.bincount(block, minlength=size)
-    return np.asarray(((ones > 0) & (ones < all_))[block])
-
-
-def _no_item_twice(data: _Data, rows: Index) -> None:
-    assert data.item is not None
-    keys = pd.DataFrame({"item": data.item, "category": data.category, "stratum": data.stratum}).iloc[rows]
-    twice = keys[(keys["item"] >= 0) & keys.duplicated()]
-    if len(twice):
-        item, category = data.items[twice["item"].iloc[0]], data.labels[twice["category"].iloc[0]]
-        raise InputError(
-            f"pair {item!r} occurs twice in category {category!r}; an item has one example in each category"
-        )
-
-
-def _pair_up(x: Array, first: Labels, stratum: Index, item: Index) -> tuple[Array | None, int]:
-    """(2 item, feature) the first side of every complete pair, then the second; and how many examples are in none.
-
-    A side is the mean of its examples within a stratum, and the mean of that over the strata that hold both sides.
-    """
-    keys = pd.DataFrame({"item": item, "stratum": stratum, "first": first})
-    keys = keys[keys["item"] >= 0]
-    both = keys.groupby(["item", "stratum"])["first"].transform("nunique") == 2
-    keys = keys[both]
-    if keys.empty:
-        return None, len(x)
-    count = keys.groupby(["item", "stratum", "first"])["first"].transform("size")
-    strata = keys.groupby("item")["stratum"].transform("nunique")
-    number, found = pd.factorize(keys["item"])
-    side = number + np.where(keys["first"], 0, len(found))
-    weights = (1 / (count * strata)).to_numpy(dtype=np.float64)
-    mean = sparse.csr_array((weights, (side, keys.index.to_numpy())), shape=(2 * len(found), len(x)))
-    return np.asarray(mean @ x, dtype=np.float64), len(x) - len(keys)
-
-
-__all__ = ["COLUMNS", "Between", "contrasts", "q_values", "ranking", "welch", "with_q_values"]
