@@ -21,6 +21,8 @@ from .errors import (
     SiteError,
     UnsupportedError,
 )
+from .families import Address, Family
+from .family_draft import draft_family
 from .inspector import Inspector
 from .recording import Recording
 from .registry import backends, load_backend, open_inspector
@@ -29,12 +31,14 @@ from .sites import Site
 
 __all__ = [
     "CAPABILITIES",
+    "Address",
     "Attribution",
     "BackendNotInstalledError",
     "ClosedError",
     "CrosslensError",
     "Edit",
     "EditError",
+    "Family",
     "Generation",
     "InputError",
     "Inspector",
@@ -49,6 +53,7 @@ __all__ = [
     "add",
     "apply",
     "backends",
+    "draft_family",
     "load_backend",
     "open_inspector",
     "replace",

@@ -68,6 +68,7 @@ HOOK_NAMES: Mapping[str, str] = {
 HOOKS_OF: Mapping[str, Mapping[str, str]] = {
     "bert": {"embed": "embed.hook_out", "attn.out": "attn.o.hook_out", "resid_mid": "ln1.hook_out"},
     "gemma2": {"logits": ""},
+    "qwen3": {"attn.q": "attn.q_norm.hook_out", "attn.k": "attn.k_norm.hook_out"},  # its hook_q is before the norm
 }
 """The same where a family has them elsewhere; the empty name is what the model returns."""
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from crosslens.adapters import InputError, load_backend
-from crosslens.adapters.conformance import FAMILIES, conformance_checks
+from crosslens.adapters.capabilities import FAMILY_NAMES
+from crosslens.adapters.conformance import conformance_checks
 from crosslens.adapters.conformance.outcomes import save, summarise
 from crosslens.tasks import known_models
 
@@ -65,8 +66,8 @@ def check_backend(name: str, model: Sequence[str], only: str | None, as_json: bo
 
 
 def _families(names: Sequence[str]) -> list[str]:
-    """The model families of tiny models that the kit has an oracle for."""
-    tiny = {entry.name: entry.family for entry in known_models() if entry.kind == "random" and entry.family in FAMILIES}
+    """The model families of tiny models."""
+    tiny = {entry.name: entry.family for entry in known_models() if entry.kind == "random" and entry.family in FAMILY_NAMES}
     return [tiny[known("tiny model", name, tiny)] for name in dict.fromkeys(names)]
 
 

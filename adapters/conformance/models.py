@@ -87,7 +87,7 @@ def tiny_model(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A seeded random causal language model of `family`, in eval mode, and its tokenizer.
 
@@ -98,7 +98,7 @@ def tiny_model(
         family: a key of `TINY_FAMILIES`, as `transformers` names it ("llama", "gpt2", "gpt_neox").
         dtype: float32, float64, bfloat16 or float16.
         seed: any integer.
-        attn_implementation: as in `transformers` ("eager", "sdpa").
+        attn_implementation: as in `transformers` ("eager", "sdpa"); None for what it takes itself, "sdpa" where it can.
 
     Raises:
         ModelError: an unknown family.
