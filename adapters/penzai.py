@@ -24,7 +24,7 @@ from penzai import pz
 from torch import Tensor, nn
 
 from .capabilities import FAMILY_NAMES, Support
-from .errors import SiteError
+from .errors import SiteError, UnsupportedError
 from .inputs import Geometry
 from .inspector import Inspector
 from .penzai_convert import CONVERTED, convert, precision, to_jax
@@ -180,7 +180,7 @@ class PenzaiInspector(Inspector):
             if any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks):
                 self._require("coexist.hooks")
             rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
-            if module.training and rate:
+            if module.training and isinstance(rate, float) and rate:
                 self._require("dropout")
 
 
@@ -252,6 +252,11 @@ class _Frame:
         assert geometry.position is not None
         assert geometry.key_position is not None
         own = self.plan.kwargs.get("position_ids", geometry.position.clamp(min=0)).expand(geometry.batch, -1)
+        if "attention_mask" not in self.plan.kwargs and bool((own.diff() != 1).any()):
+            raise UnsupportedError(
+                "position_ids jump, which without an attention_mask packs several sequences in a row; backend 'penzai' "
+                "does not pack (notimpl): give each sequence a row of its own"
+            )
         found = {
             "token_positions": _padded(geometry.position, 1, self.columns - geometry.columns, -1),
             "rotary_positions": _padded(own, 1, self.columns - geometry.columns),

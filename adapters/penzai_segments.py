@@ -74,7 +74,8 @@ class Heads:
         per_head = ("batch", "seq", every, "projection")
         shared = ("batch", "seq", self.common, "projection")
         return {
-            **dict.fromkeys(("embed", "resid_pre", "attn.out", "resid_mid", "mlp.out", "resid_post", "final_norm"), stream),
+            **dict.fromkeys(("embed", "resid_pre", "resid_mid", "resid_post", "final_norm"), stream),
+            "attn.out": stream, "mlp.out": stream,
             "attn.q": per_head, "attn.k": shared, "attn.v": shared, "attn.z": per_head,
             "attn.pattern": ("batch", every, "seq", "kv_seq"),
             "mlp.post": ("batch", "seq", "neurons"),
@@ -133,8 +134,7 @@ def _with_memory(layer: Any, memory: Any) -> tuple[Any, Any]:
     state = pz.StateVariable(memory, label="keys and values")
 
     def caching(attention: Any) -> Any:
-        parts = {name: getattr(attention, name) for name in (
-            "input_to_query", "input_to_key", "input_to_value", "query_key_to_attn", "attn_value_to_output")}  # fmt: skip
+        parts = {part.name: getattr(attention, part.name) for part in dataclasses.fields(pz.nn.Attention)}
         return pz.nn.KVCachingAttention(
             **parts, sequence_axis="seq", kv_cache_end_index_key="cache_end_index", kv_cache=state
         )
