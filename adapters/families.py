@@ -12,7 +12,7 @@ from dataclasses import replace as changed
 from typing import Any, Literal
 
 Side = Literal["input", "output", "softmax"]
-Layout = Literal["", "h d", "part h d", "h part d", "parts", "flat"]
+Layout = Literal["", "h d", "part h d", "h part d", "parts", "flat", "head first"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Address:
             `logits` of a model's output), or `softmax`: what the softmax inside an eager attention module returns.
         layout: how the module's tensor holds the site: "" as it is; "h d" heads by head size on its last axis;
             "part h d" and "h part d" a fused projection of three equal parts; "parts" one of unequal parts, q then k
-            then v; "flat" batch and positions on one axis.
+            then v; "flat" batch and positions on one axis; "head first" heads before positions.
         part: which of the three parts of a fused projection: 0 q, 1 k, 2 v.
         shared: the same tensor object also continues on another path (the residual), so an edit must be made in
             place to reach both.

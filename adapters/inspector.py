@@ -11,7 +11,7 @@ library is done here, once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -25,7 +25,8 @@ from .edits import Edit, check
 from .errors import ClosedError, EditError, InputError, SiteError, UnsupportedError
 from .families import Family
 from .inputs import Geometry, Inputs, left_padded, model_mask, prepare
-from .plan import Location, Plan, Point, StopForward, Visit, locate
+from .metrics import Metric, total
+from .plan import Location, Plan, Point, StopForward, Visit, check_before, locate
 from .run import Generation, Run
 from .sites import Site
 from .state import contained
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .attribution import Attribution, Target
     from .recording import Recording
 
-Metric = Callable[[Tensor], Tensor]
 SiteNames = str | Site | Iterable[str | Site]
 
 
@@ -192,11 +192,11 @@ class Inspector(ABC):
         plan = self._plan(ready, ready.geometry, sites, edits, None, grad=True)
         output = self._execute(plan)
         with torch.inference_mode(False), torch.enable_grad():
-            total = _total(metric, output)
+            value = total(metric, output)
             names = list(plan.live)
-            if not total.requires_grad:
+            if not value.requires_grad:
                 raise InputError("the metric does not depend on the model's output; it must be computed from it")
-            grads = torch.autograd.grad(total, [plan.live[n][0] for n in names], allow_unused=True)
+            grads = torch.autograd.grad(value, [plan.live[n][0] for n in names], allow_unused=True)
         out = {}
         for name, grad in zip(names, grads, strict=True):
             raw, view = plan.live[name]
@@ -316,7 +316,7 @@ class Inspector(ABC):
             if len(stop) != 1:
                 raise SiteError(f"until={str(until)!r} matches {len(stop)} sites; name one")
             visit(stop[0]).stop = True
-            _check_before(visits.values(), stop[0])
+            check_before(visits.values(), stop[0])
         kwargs = dict(ready.kwargs)
         if ready.mask is not None:
             kwargs["attention_mask"] = self._mask(ready.mask, ready.mask.shape[1])
@@ -339,13 +339,8 @@ class Inspector(ABC):
 
     def _shape(self, site: Site, geometry: Geometry) -> tuple[int, ...]:
         keys = 0 if geometry.key_position is None else geometry.key_position.shape[1]
-        known = {
-            "batch": geometry.batch,
-            "pos": geometry.columns,
-            "query": geometry.columns,
-            "key": keys,
-            **site.sizes,
-        }
+        pos = geometry.columns
+        known = {"batch": geometry.batch, "pos": pos, "query": pos, "key": keys, **site.sizes}
         return tuple(known[axis] for axis in site.axes)
 
     def _resolve(self, names: SiteNames) -> list[Site]:
@@ -356,9 +351,8 @@ class Inspector(ABC):
         family = self.architecture.family
         limit = getattr(config, family.positions) if family is not None and family.positions else None
         language = family is not None
-        ready = prepare(
-            self.model, inputs, self.tokenizer, language=language, vocab=sizes.get("d_vocab", 0), limit=limit
-        )
+        vocab = sizes.get("d_vocab", 0)
+        ready = prepare(self.model, inputs, self.tokenizer, language=language, vocab=vocab, limit=limit)
         if ready.mask is not None:
             left = bool((ready.mask[:, 0] == 0).any())
             self._require("padding.left" if left else "padding.right")
@@ -418,27 +412,9 @@ class Inspector(ABC):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError(
-                f"this {self.name} inspector is closed; open another with open_inspector({self.name!r}, ...)"
-            )
+            raise ClosedError(f"this {self.name} inspector is closed; open_inspector({self.name!r}, ...) opens another")
         if self._like is not None and self._like.dtype != self._dtype:
             raise InputError(
                 f"the model was {self._dtype} when this inspector was opened and is {self._like.dtype} now; "
                 "open another"
             )
-
-
-def _check_before(visits: Iterable[Visit], stop: Site) -> None:
-    for visit in visits:
-        if stop.order >= 0 and visit.site.order > stop.order:
-            what = "captured" if visit.capture else "edited"
-            raise SiteError(f"site {visit.site.name!r} is {what} but comes after until={stop.name!r}; stop later")
-
-
-def _total(metric: Metric, output: Any) -> Tensor:
-    logits = getattr(output, "logits", output)
-    value = metric(logits)
-    if not isinstance(value, Tensor) or value.ndim > 1:
-        shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"the metric returned {shown}; it must return a number or one number a row, as a tensor")
-    return value.sum()

@@ -6,7 +6,7 @@ what it returns. Views, edits, ownership, call counting and stopping are the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -54,6 +54,8 @@ class View:
         if self.layout == "flat":
             assert batch is not None, "a flat tensor does not tell its number of rows"
             return raw.unflatten(0, (batch, -1))
+        if self.layout == "head first":
+            return raw.transpose(1, 2)
         if self.layout == "h d":
             return raw.view(*raw.shape[:-1], self.heads, -1)
         if self.layout == "parts":
@@ -70,6 +72,8 @@ class View:
             return site.flatten(-2)
         if self.layout == "flat":
             return site.flatten(0, 1)
+        if self.layout == "head first":
+            return site.transpose(1, 2)
         out = raw.clone()
         self.read(out, len(site)).copy_(site)
         return out
@@ -116,6 +120,14 @@ class Visit:
     late: list[Edit] = field(default_factory=list)
     capture: bool = False
     stop: bool = False
+
+
+def check_before(visits: Iterable[Visit], stop: Site) -> None:
+    """Raise SiteError if anything is to happen after the site that the forward stops at."""
+    for visit in visits:
+        if stop.order >= 0 and visit.site.order > stop.order:
+            what = "captured" if visit.capture else "edited"
+            raise SiteError(f"site {visit.site.name!r} is {what} but comes after until={stop.name!r}; stop later")
 
 
 @dataclass

@@ -143,7 +143,8 @@ class TransformerLensInspector(Inspector):
         if not name:
             return Location(HookKey(_OUTPUT, False))
         shared = self.architecture.address(site).shared
-        return Location(HookKey(self._point(site, block + name), shared), shared=shared)
+        view = View("head first") if "_norm." in name else View()  # those of q and k come after the transposition
+        return Location(HookKey(self._point(site, block + name), shared), view, shared)
 
     def _native_address(self, site: Site, location: Location) -> str:
         assert isinstance(location.key, HookKey)

@@ -98,5 +98,5 @@ def test_a_refusal_comes_before_the_model_runs() -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(InputError, match="no oracle for"):
+    with pytest.raises(InputError, match="no model of"):
         conformance_checks("hooks", ["mamba"])
