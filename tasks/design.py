@@ -68,7 +68,8 @@ def numbered(labels: Sequence[Hashable]) -> tuple[Index, list[Hashable]]:
     """Numbers of labels in order of first appearance, -1 for None and NaN; and the labels."""
     column = pd.Series(list(labels), dtype=object)
     codes, found = pd.factorize(column)
-    return np.asarray(codes, dtype=np.int64), list(found)
+    plain = [each.item() if isinstance(each, np.generic) else each for each in found]  # as they print in an error
+    return np.asarray(codes, dtype=np.int64), plain
 
 
 def contrasted(labels: list[Hashable], between: Between) -> list[tuple[Hashable, Hashable]]:

@@ -36,9 +36,8 @@ def noncentrality(t: ArrayLike, df: ArrayLike, level: float) -> tuple[Array, Arr
         found[near] = special.nctdtrinc(df[near], tail, t[near])
         far = usable & ~near  # nearly all of the uncertainty is that of the standard deviation, a chi variable
         u, v = t[far], df[far]
-        sign = np.where(tail > 0.5, -1, 1)
-        spread = np.abs(u) * (np.sqrt(stats.chi2.ppf(np.where(sign * u > 0, 1 - min(tail, 1 - tail), tail), v) / v) - 1)
-        found[far] = u + sign * np.hypot(spread, stats.norm.ppf(max(tail, 1 - tail)))
+        spread = u * (np.sqrt(stats.chi2.ppf(np.where(u > 0, 1 - tail, tail), v) / v) - 1)
+        found[far] = u + np.sign(0.5 - tail) * np.hypot(spread, stats.norm.ppf(tail))
         bounds.append(found)
     return bounds[0], bounds[1]
 
