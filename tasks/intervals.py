@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 Array = NDArray[np.float64]
-FAR = 1e4  # beyond this t the noncentral t's inverse loses digits
+FAR = 1e3  # beyond this t the noncentral t's inverse loses digits
 
 
 def correction(df: ArrayLike) -> Array:

@@ -267,6 +267,7 @@ class _Contrast:
             sd, se, df = fit.sd, fit.sd / np.sqrt(fit.weight), np.full(len(columns), fit.sd_df)
             if block.min() < block.max():
                 x = x - fit.level
+                x = np.round(x / np.maximum(np.abs(x).max(axis=0), np.finfo(np.float64).tiny), 9)  # equal stays equal
         g = hedges(fit.difference, sd, se, df, level)
         area = auroc(x, first, level, paired=self.paired)
         for name, figure in zip(FIGURES[4:], (fit.difference, fit.se, *g, *area, *welch(fit)), strict=False):

@@ -81,9 +81,9 @@ def _log_j(df: float) -> float:
 
 @pytest.mark.parametrize("df", [2.0, 7.5, 100.0, 1e5])
 def test_noncentrality_goes_on_where_its_inverse_ends(df: float) -> None:
-    near, far = (noncentrality([t, -t], df, 0.95) for t in (0.999e4, 1.001e4))
+    near, far = (noncentrality([t, -t], df, 0.95) for t in (0.999e3, 1.001e3))
     np.testing.assert_allclose(far, np.multiply(near, 1.001 / 0.999), rtol=2e-3)
-    assert far[0][0] < 1.001e4 < far[1][0]
+    assert far[0][0] < 1.001e3 < far[1][0]
     close(far[0][1], -far[1][0])
 
 
@@ -277,7 +277,7 @@ SHAPES = arrays(np.float64, (12, 3), elements=st.integers(-50, 50).map(lambda i:
 CATEGORIES = st.permutations([A] * 5 + [B] * 7)
 
 
-@settings(max_examples=25)
+@settings(max_examples=60)
 @given(SHAPES, CATEGORIES, st.sampled_from([0.5, 3.0, 1e6, 1e-6]), st.sampled_from([0.0, -7.0, 1000.0]), st.booleans())
 def test_scale_shift_swap_and_order(x: Any, labels: list[str], scale: float, shift: float, strata: bool) -> None:
     options: dict[str, Any] = {"names": range(3), "between": [(A, B)], "permutations": 60}
@@ -295,7 +295,7 @@ def test_scale_shift_swap_and_order(x: Any, labels: list[str], scale: float, shi
     np.testing.assert_allclose(swapped["p_perm"], table["p_perm"], atol=1e-12)
     order = RNG(0).permutation(12)
     shuffled = contrasts(
-        x[order], [labels[i] for i in order], strata=None if block is None else [block[i] for i in order], **options
+        x[order], [labels[i] for i in order], strata=[block[i] for i in order] if block else None, **options
     )
     for name in (*FIGURES, "auroc", "auroc_low"):
         np.testing.assert_allclose(shuffled[name], table[name], rtol=1e-7, atol=1e-9, err_msg=name)
