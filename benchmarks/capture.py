@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
@@ -25,80 +25,11 @@ from rich.table import Table
 from torch import Tensor
 
 from crosslens.adapters import BackendNotInstalledError, backends, load_backend
-from crosslens.adapters.architectures import Architecture, describe
-from crosslens.adapters.shadow import Shadow
 from crosslens.tasks import load_model
 
+from .direct import DIRECTLY, Capture
 from .estimate import median_ratio
 from .timing import no_garbage_collection, seconds
-
-Capture = Callable[[], list[Tensor]]
-
-
-def blocks_of(architecture: Architecture) -> list[str]:
-    """Dotted paths of the blocks."""
-    sites = architecture.sites.resolve("blocks.*.resid_post")
-    return [architecture.address(site).module for site in sites]
-
-
-@contextmanager
-def hooks_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
-    """PyTorch: forward hooks registered once, as a user would keep them for many calls."""
-    kept: list[Tensor] = []
-    modules = [model.get_submodule(path) for path in blocks_of(describe(model))]
-    handles = [m.register_forward_hook(lambda m, i, out: kept.append(out.clone())) for m in modules]
-
-    def call() -> list[Tensor]:
-        kept.clear()
-        with torch.no_grad():
-            model(ids, use_cache=False)
-        return list(kept)
-
-    try:
-        yield call
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def transformer_lens_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
-    """TransformerLens: `run_with_hooks`, as its documentation teaches; on a shadow, since wrapping cannot be undone."""
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    shadow = Shadow(model).module
-    bridge = build_bridge_from_module(
-        shadow, type(shadow).__name__, hf_config=shadow.config, dtype=next(model.parameters()).dtype
-    )
-    kept: list[Tensor] = []
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(len(blocks_of(describe(model))))]
-    hooks = [(name, lambda act, hook: kept.append(act.clone())) for name in names]
-
-    def call() -> list[Tensor]:
-        kept.clear()
-        with torch.no_grad():
-            bridge.run_with_hooks(ids, fwd_hooks=hooks, use_cache=False)
-        return list(kept)
-
-    yield call
-
-
-@contextmanager
-def nnsight_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
-    """nnsight: one `trace` whose body reads the blocks in order of execution."""
-    from nnsight import NNsight
-
-    wrapped = NNsight(Shadow(model).module)
-    envoys = [wrapped.get(path) for path in blocks_of(describe(model))]
-
-    def call() -> list[Tensor]:
-        kept: list[Tensor] = []
-        with torch.no_grad(), wrapped.trace(ids, use_cache=False):
-            for envoy in envoys:
-                kept.append(envoy.output.clone())
-        return kept
-
-    yield call
 
 
 @contextmanager
@@ -122,13 +53,6 @@ def bare(model: Any, ids: Tensor) -> Iterator[Capture]:
         return []
 
     yield call
-
-
-DIRECTLY: dict[str, Callable[..., Any]] = {
-    "hooks": hooks_directly,
-    "transformer_lens": transformer_lens_directly,
-    "nnsight": nnsight_directly,
-}
 
 
 def measure(model: Any, ids: Tensor, names: list[str], rounds: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from crosslens.adapters import InputError, load_backend
-from crosslens.adapters.capabilities import FAMILY_NAMES
 from crosslens.adapters.conformance import conformance_checks
 from crosslens.adapters.conformance.outcomes import save, summarise
 from crosslens.tasks import known_models
@@ -67,7 +66,7 @@ def check_backend(name: str, model: Sequence[str], only: str | None, as_json: bo
 
 def _families(names: Sequence[str]) -> list[str]:
     """The model families of tiny models."""
-    tiny = {entry.name: entry.family for entry in known_models() if entry.kind == "random" and entry.family in FAMILY_NAMES}
+    tiny = {entry.name: entry.family for entry in known_models() if entry.kind == "random"}
     return [tiny[known("tiny model", name, tiny)] for name in dict.fromkeys(names)]
 
 
