@@ -139,11 +139,11 @@ def direction_tests(
     if not rows:
         return table
     for at, name in enumerate(("auroc", "mmd", "covariance")):
-        found = np.stack([each[at] for each in drawn])
+        statistic = np.stack([each[at] for each in drawn])
         if name != "auroc":
-            spread = found.std(axis=1, keepdims=True)
-            found = (found - found.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
-        table[f"p_maxt_{name}"] = _max_t(found, permutations)
+            spread = statistic.std(axis=1, keepdims=True)
+            statistic = (statistic - statistic.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+        table[f"p_maxt_{name}"] = _max_t(statistic, permutations)
     return table.assign(q_bh=q_values(table["p"], "bh"), q_by=q_values(table["p"], "by"))
 
 
@@ -253,9 +253,21 @@ class _Plan:
         areas = self._areas(scores)
         gram = x @ x.T
         mmd, covariance = self._distances(_gaussian(gram)), self._distances(gram**2)
-        auroc = (float(areas[0]), *self._interval(scores[0], float(areas[0])), self._p(areas))
-        rest = (float(mmd[0]), self._p(mmd), float(covariance[0]), self._p(covariance), len(x), self.folds)
-        return Direction(*auroc, *rest, "; ".join(notes)), (areas, mmd, covariance)
+        low, high = self._interval(scores[0], float(areas[0]))
+        found = Direction(
+            auroc=float(areas[0]),
+            auroc_low=low,
+            auroc_high=high,
+            p_auroc=self._p(areas),
+            mmd=float(mmd[0]),
+            p_mmd=self._p(mmd),
+            covariance=float(covariance[0]),
+            p_covariance=self._p(covariance),
+            n=len(x),
+            folds=self.folds,
+            note="; ".join(notes),
+        )
+        return found, (areas, mmd, covariance)
 
     def _p(self, found: Array) -> float:
         if not self.permutations or np.isnan(found[0]):

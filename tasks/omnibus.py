@@ -59,7 +59,8 @@ def omnibus(
     if data.item is not None:
         no_item_twice(data, np.arange(len(x)))
         if in_mixed_blocks(label[data.item >= 0], data.item[data.item >= 0]).any():
-            x, label, block = (each[data.item >= 0] for each in (x, label, data.item))
+            known = data.item >= 0
+            x, label, block = x[known], label[known], data.item[known]
     found = {name: np.full(len(names), np.nan) for name in FIGURES}
     notes, tested = [""] * len(names), np.zeros(len(names), dtype=np.bool_)
     for columns, have in patterns(np.isnan(x)):
