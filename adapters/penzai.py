@@ -5,8 +5,8 @@ Blocks run one by one, each a penzai layer compiled by `jax.jit`; tensors pass b
 a function of the caller's happens between two runs of its block, gradients are PyTorch's around JAX's, and a stopped
 forward runs no block after the stop.
 
-Widths are rounded up to a multiple of 16 with padding on the right, which attention does not see: prompts of many
-lengths, or a growing text, compile few functions.
+Widths are rounded up, to a multiple of 16 or by at most an eighth, with padding on the right that attention does not
+see: prompts of many lengths, or a growing text, compile few functions.
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ from .penzai_segments import Step, segments_of
 from .plan import Location, Plan, View, Visit
 from .sites import BLOCK_AXES, GLOBAL_AXES, Site
 
-_MULTIPLE = 16
 _NO_MODULES = Support("never", "JAX runs a converted copy; the PyTorch modules do not run")
 
 
 class PenzaiInspector(Inspector):
-    """penzai's layers and selectors, compiled by JAX, on a converted copy of the model."""
+    """penzai's layers and selectors, compiled by JAX, on a converted copy of the model.
+
+    Weights that were changed in place, or put in the place of others, are converted again before the next run. A change
+    through `tensor.data` is one that PyTorch itself does not count: after it, open another inspector.
+    """
 
     name: ClassVar[str] = "penzai"
     library: ClassVar[str | None] = "penzai"
     unsupported: ClassVar[Mapping[str, Support]] = {
         "capture.module": _NO_MODULES,
         "edit.module": _NO_MODULES,
-        "coexist.hooks": _NO_MODULES,
+        "coexist.hooks": Support("never", "hooks on PyTorch modules cannot act in a converted copy; remove them first"),
         "capture.native": Support("never", "penzai selects places by the structure of the model; it has no names"),
         "dropout": Support("upstream", "its transformers have no dropout; call model.eval() first"),
         **{
@@ -108,7 +111,7 @@ class PenzaiInspector(Inspector):
                 frame.memory[number] = step.after
             if any(visit.stop for visit in visits):
                 return None
-        return CausalLMOutput(logits=frame.narrow(stream, "logits"))
+        return CausalLMOutput(logits=frame.narrow(stream, "logits").contiguous())
 
     def _through(self, step: Step, stream: Tensor, visits: list[Visit], plan: Plan, frame: _Frame) -> Tensor:
         """One segment with its edits and captures: what enters it -> what leaves it."""
@@ -286,4 +289,5 @@ def _padded(tensor: Tensor, axis: int, more: int, value: float = 0) -> Tensor:
 
 
 def _rounded(width: int) -> int:
-    return -(-width // _MULTIPLE) * _MULTIPLE
+    multiple = max(16, 1 << (width.bit_length() - 4))
+    return -(-width // multiple) * multiple

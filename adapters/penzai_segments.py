@@ -23,8 +23,6 @@ from torch import Tensor
 from .penzai_convert import precision, to_jax, to_torch
 
 Arrays = Mapping[str, jax.Array]
-EVERY = "*"
-"""Read every site of a segment."""
 _MASKS = pz.nn.ApplyCausalAttentionMask | pz.nn.ApplyCausalSlidingWindowAttentionMask
 _ATTENTION = pz.nn.Attention | pz.nn.KVCachingAttention
 
@@ -111,7 +109,7 @@ def _put_in(layer: Any, site: str, new: Any) -> Any:
 
 
 def _run(
-    form: Form, last: str, leaves: Sequence[jax.Array], x: jax.Array, side: Mapping[str, jax.Array], memory: Any,
+    form: Form, leaves: Sequence[jax.Array], x: jax.Array, side: Mapping[str, jax.Array], memory: Any,
     scales: Arrays, shifts: Arrays,
 ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:  # fmt: skip
     """What the segment returns, its keys and values so far, and its sites; traced by JAX, then compiled."""
@@ -119,13 +117,13 @@ def _run(
     state = None
     if memory is not None:
         layer, state = _with_memory(layer, memory)
-    kept = {site: pz.StateVariable(None, label=site) for site in form.sites if site in shifts or form.reads(site, last)}
+    kept = {site: pz.StateVariable(None, label=site) for site in form.sites}
     for site, variable in kept.items():
         layer = _put_in(layer, site, AtSite(scales.get(site), shifts.get(site), form.heads.axes[site], variable))
     named = {name: pz.nx.wrap(value).tag("batch", "seq") if value.ndim else value for name, value in side.items()}
     y = layer(pz.nx.wrap(x).tag("batch", "seq", *(["embedding"] if x.ndim == 3 else [])), **named)
     (axis,) = set(y.named_shape) - {"batch", "seq"}
-    values = {site: variable.value for site, variable in kept.items() if form.reads(site, last)}
+    values = {site: variable.value for site, variable in kept.items()}
     return y.unwrap("batch", "seq", axis), None if state is None else state.value, values
 
 
@@ -163,16 +161,17 @@ class Form:
     heads: Heads
     compiled: dict[Any, Any] = field(default_factory=dict)
 
-    def reads(self, site: str, last: str) -> bool:
-        """Whether a forward that reads up to `last` reads the site."""
-        return bool(last) and (last == EVERY or self.sites.index(site) <= self.sites.index(last))
-
     def forward(self, last: str) -> Any:
-        """The compiled forward that reads the sites up to `last`, EVERY or none; without what comes after that site."""
+        """The compiled forward; without what comes after the site `last`, if one is named.
+
+        Sites that nobody asked for are read too: it costs next to nothing, and one function serves all captures.
+        """
 
         def run(*arguments: Any) -> Any:
-            y, memory, values = _run(self, last, *arguments)
-            return (y, memory, values) if last in ("", EVERY) else (None, None, values)
+            y, memory, values = _run(self, *arguments)
+            if not last:
+                return y, memory, values
+            return None, None, {site: values[site] for site in self.sites[: self.sites.index(last) + 1]}
 
         if last not in self.compiled:
             self.compiled[last] = jax.jit(run)
@@ -183,7 +182,7 @@ class Form:
 
         def pull(leaves: Any, x: Any, side: Any, scales: Any, shifts: Any, gradients: Any) -> Any:
             def outputs(x: Any, shifts: Any) -> Any:
-                y, _, values = _run(self, EVERY, leaves, x, side, None, scales, shifts)
+                y, _, values = _run(self, leaves, x, side, None, scales, shifts)
                 return (y, *(values[site] for site in wanted))
 
             if jnp.issubdtype(x.dtype, jnp.integer):  # tokens have no gradient
@@ -263,7 +262,6 @@ class Step:
             wanted: sites to read.
             last: stop after this site, and return None first.
         """
-        last = last or (EVERY if wanted or shifts else "")
         return tuple(_Through.apply(self, tuple(shifts), tuple(wanted), last, x, *shifts.values()))  # type: ignore[no-untyped-call]
 
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from penzai import pz
 
-from crosslens.adapters.penzai import PenzaiInspector
+from crosslens.adapters.penzai import PenzaiInspector, _rounded
 from crosslens.adapters.penzai_convert import precision, to_jax, to_torch
 
 FAMILIES = ("llama", "gpt_neox")
@@ -180,6 +180,13 @@ def test_a_long_generation_compiles_no_more_than_a_short_one(cached: bool) -> No
     assert torch.equal(got.tokens, want.tokens)
     assert_same(got.logits, want.logits, limit=1e-5)
     assert_same(got[Z], want[Z], limit=1e-5)
+
+
+def test_widths_are_few_and_waste_little() -> None:
+    widths = {length: _rounded(length) for length in range(2, 4097)}
+    assert all(length <= width <= max(length + 15, length * 9 / 8) for length, width in widths.items())
+    assert len(set(widths.values())) < 50
+    assert all(_rounded(width) == width for width in widths.values())
 
 
 # ---- right, beyond the kit's models
