@@ -289,5 +289,5 @@ def _padded(tensor: Tensor, axis: int, more: int, value: float = 0) -> Tensor:
 
 
 def _rounded(width: int) -> int:
-    multiple = max(16, 1 << (width.bit_length() - 4))
+    multiple = max(16, 1 << width.bit_length() >> 4)
     return -(-width // multiple) * multiple
