@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from crosslens.adapters import InputError
-from crosslens.tasks.direction import direction_test, direction_tests
+from crosslens.tasks.direction import _Plan, direction_test, direction_tests
 from crosslens.tasks.statistics import contrasts
 
 RNG = np.random.default_rng
@@ -175,6 +175,18 @@ def test_p_values_are_uniform_under_the_null(design: str) -> None:
             low, high = stats.binom.ppf([1e-4, 1 - 1e-4], repeats, level)
             assert low <= hits <= high, (name, level, hits)
     assert (found["p"] <= 0.05).mean() < 0.1
+
+
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(15), 2)])
+def test_folds_are_as_balanced_under_every_relabelling_as_under_the_first(groups: Any) -> None:
+    labels = np.repeat([*"abbab" * 3], 2)
+    plan = _Plan.of(labels, groups, permutations=40, folds=3, seed=0)
+    counts = [np.bincount(2 * fold + label, minlength=6) for fold, label in zip(plan.fold, plan.labels, strict=True)]
+    assert (np.array(counts) == counts[0]).all()
+    assert len(np.unique(plan.labels, axis=0)) > 35
+    if groups is not None:
+        assert (plan.fold[:, ::2] == plan.fold[:, 1::2]).all()
+        assert (plan.labels[:, ::2] == plan.labels[:, 1::2]).all()
 
 
 def test_many_sites_are_the_single_tests_with_their_p_adjusted() -> None:

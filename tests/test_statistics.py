@@ -194,6 +194,23 @@ def test_all_relabellings_where_there_are_few_make_p_exact() -> None:
     close(flips["p_perm"], (t >= t[0] * (1 - 1e-9)).mean(0))
 
 
+def test_all_relabellings_are_there_once_and_the_observed_is_first() -> None:
+    first, block = np.array([False, True, True, False, True, False, True]), np.array([1, 0, 1, 0, 1, 0, 0])
+    labels = relabellings(first, block, 17, RNG(0))  # C(4, 2) C(3, 2) = 18
+    assert (labels[0] == first).all()
+    assert len({tuple(each) for each in labels.tolist()}) == 18
+    assert {(each[block == 0].sum(), each[block == 1].sum()) for each in labels} == {(2, 2)}
+    assert len(relabellings(first, block, 16, RNG(0))) == 17
+
+
+def test_figures_that_are_constant_within_categories_have_an_infinite_t() -> None:
+    levels = RNG(1).normal(size=(2, 200)) * 10.0 ** RNG(2).integers(-9, 9, 200)
+    first = np.arange(11) < 4
+    t = t_values(np.where(first[:, None], *levels), np.stack([first, ~first]), np.zeros(11, int))
+    np.testing.assert_array_equal(t[0], np.copysign(np.inf, levels[0] - levels[1]))
+    np.testing.assert_array_equal(t[1], -t[0])
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_max_t_against_a_naive_loop(paired: bool) -> None:
     x, labels = two(10, 10, 6, seed=2, shift=1.5)
@@ -408,8 +425,12 @@ def test_a_crossed_design_is_told_apart() -> None:
     assert abs(found["mean_a"] - found["mean_b"]) > found["difference"]  # the plain means are confounded
     alone = contrasts(x[:60], number[:60], names=["x"], strata=["s"] * 60)
     close(alone["t"], contrasts(x[:60], number[:60], names=["x"])["t"])
-    note = contrasts(x[:4], ["a", "a", "b", "b"], names=["x"], strata=[0, 0, 1, 1]).iloc[0]["note"]
-    assert note == "fewer than two of each category in strata that hold both"
+    none = contrasts(x[:4], ["a", "a", "b", "b"], names=["x"], strata=[0, 0, 1, 1]).iloc[0]
+    assert none["note"] == "fewer than two of each category in strata that hold both"
+    close(none[["mean_a", "mean_b"]], [x[:2].mean(), x[2:4].mean()])
+    some = contrasts(x[:6], [*"aabbaa"], names=["x"], strata=[0, 0, 0, 0, 1, 1]).iloc[0]
+    assert some["note"] == "2 examples in strata of one category left out"
+    close(some["t"], contrasts(x[:4], [*"aabb"], names=["x"])["t"][0])
 
 
 def test_an_item_is_one_unit_however_many_strata_it_is_in() -> None:
@@ -420,6 +441,13 @@ def test_an_item_is_one_unit_however_many_strata_it_is_in() -> None:
     expected = stats.ttest_rel(sides[:, 0], sides[:, 1])
     assert (found["n_a"], found["df"]) == (10, 9)
     close(found["t"], expected.statistic)
+    rest = np.arange(40) != 0  # story 0 lacks one side of a stratum, so only its other stratum tells
+    some: dict[str, Any] = {"pairs": story[rest], "strata": tense[rest], "between": [("a", "b")]}
+    found = contrasts(x[rest], np.array(category)[rest], names=["x"], **some).iloc[0]
+    sides[0] = x[2:4, 0]
+    close(found["t"], stats.ttest_rel(sides[:, 0], sides[:, 1]).statistic)
+    close(found["mean_a"], sides[:, 0].mean())
+    assert found["note"] == "1 examples without a partner left out"
     with pytest.raises(InputError, match="pair 0 occurs twice in category 'a'"):
         contrasts(x, category, names=["x"], pairs=story)
 
@@ -522,6 +550,12 @@ def test_omnibus_has_its_limits() -> None:
     assert len(omnibus(np.ones((3, 1)), "aaa", names="x")) == 0
     table = omnibus([[1.0], [2.0], [3.0]], "aab", names="x")
     assert (table["tested"].item(), table["categories"].item()) == ("none", 1)
+    x = RNG(17).normal(size=(21, 1))
+    table = omnibus(x, [*"abcd"] * 5 + ["once"], names="x", permutations=19)
+    expected = anova_oneway(x[:20, 0], np.array([*"abcd"] * 5), use_var="unequal")
+    close(table[["f", "df1", "p_welch", "n"]].iloc[0], [expected.statistic, 3, expected.pvalue, 20])
+    assert table["omega2"].item() == omnibus(x[:20], [*"abcd"] * 5, names="x", permutations=0)["omega2"].item()
+    assert table["note"].item() == "1 examples left out"
     with pytest.raises(InputError, match="pairs or strata"):
         omnibus(np.ones((2, 1)), "ab", names="x", pairs=[1, 1], strata=[1, 1])
 
