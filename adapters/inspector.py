@@ -11,7 +11,7 @@ library is done here, once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Architecture, describe
-from .capabilities import CAPABILITIES, Support, capture_capability
+from .capabilities import CAPABILITIES, Support
 from .decoding import Sampler, decode
-from .edits import Edit, check
-from .errors import ClosedError, EditError, InputError, SiteError, UnsupportedError
+from .edits import Edit
+from .errors import ClosedError, InputError, SiteError
 from .families import Family
-from .inputs import Geometry, Inputs, left_padded, model_mask, prepare
+from .inputs import left_padded, model_mask
 from .metrics import Metric, total
-from .plan import Location, Plan, Point, StopForward, Visit, check_before, locate
+from .plan import Location, Look, Plan, Point, StopForward, locate
+from .planning import Planner, SiteNames
 from .run import Generation, Run
 from .sites import Site
 from .state import contained
@@ -35,10 +36,8 @@ if TYPE_CHECKING:
     from .attribution import Attribution, Target
     from .recording import Recording
 
-SiteNames = str | Site | Iterable[str | Site]
 
-
-class Inspector(ABC):
+class Inspector(Planner, ABC):
     """Records and edits the inside of one model through one library.
 
     Args:
@@ -50,8 +49,6 @@ class Inspector(ABC):
     name: ClassVar[str]
     library: ClassVar[str | None] = None
     """Distribution whose version stands for this backend; None for PyTorch itself."""
-    unsupported: ClassVar[Mapping[str, Support]] = {}
-    """Capabilities that are not `supported`, with state and reason; `NAME@FAMILY` is one that only a family lacks."""
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, *, family: Family | None = None) -> None:
         if not isinstance(model, nn.Module):
@@ -101,10 +98,10 @@ class Inspector(ABC):
             return mask
         return model_mask(mask, queries, self._dtype, getattr(self.model, "config", None))
 
-    def _open(self) -> None:  # noqa: B027  most libraries need it, plain hooks do not
+    def _open(self) -> None:
         """Wrap the model."""
 
-    def _release(self) -> None:  # noqa: B027
+    def _release(self) -> None:
         """Undo whatever `_open` did."""
 
     # ---- what a user calls
@@ -204,6 +201,23 @@ class Inspector(ABC):
             out[name] = read.detach().clone()
         return {site.name: out[site.name] for site in self._resolve(sites)}
 
+    def watch(self, inputs: Any, sites: SiteNames, look: Look) -> None:
+        """One forward in which `look(site name, tensor)` reads each site where it passes.
+
+        The tensor is the model's own, and nothing is copied: `look` must not change it, nor keep it.
+
+        Args:
+            inputs, sites: as in `run`.
+
+        Raises:
+            As `run`.
+        """
+        self._check_open()
+        ready = self._prepare(inputs)
+        plan = self._plan(ready, ready.geometry, sites, (), None)
+        plan.look = look
+        self._execute(plan)
+
     def generate(
         self,
         inputs: Any,
@@ -282,99 +296,6 @@ class Inspector(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    # ---- planning
-
-    def _plan(
-        self, ready: Inputs, geometry: Geometry, capture: SiteNames, edits: Iterable[Edit], until: str | Site | None,
-        *, grad: bool = False,
-    ) -> Plan:  # fmt: skip
-        """Validate everything and say where it happens; the model has not run yet."""
-        visits: dict[str, Visit] = {}
-
-        def visit(site: Site) -> Visit:
-            if site.name not in visits:
-                visits[site.name] = Visit(site, self._locate(site))
-            return visits[site.name]
-
-        for site in self._resolve(capture):
-            self._require(capture_capability(site.kind, site.local), site)
-            if grad and site.local == "attn.pattern":
-                self._require("gradients.pattern", site)
-            visit(site).capture = True
-        for edit in edits:
-            for site in self._edited(edit):
-                target = visit(site)
-                if site.kind == "canonical":
-                    shape = self._shape(site, geometry)
-                    target.edits.append(check(edit, site, shape, site.axes, geometry, self._dtype, self._device))
-                else:
-                    target.late.append(edit)
-        if until is not None:
-            self._require("until")
-            stop = self._resolve(until)
-            if len(stop) != 1:
-                raise SiteError(f"until={str(until)!r} matches {len(stop)} sites; name one")
-            visit(stop[0]).stop = True
-            check_before(visits.values(), stop[0])
-        kwargs = dict(ready.kwargs)
-        if ready.mask is not None:
-            kwargs["attention_mask"] = self._mask(ready.mask, ready.mask.shape[1])
-        return Plan(ready.args, kwargs, geometry, grad, list(visits.values()))
-
-    def _edited(self, edit: Edit) -> list[Site]:
-        if not isinstance(edit, Edit):
-            raise EditError(f"{edit!r} is no edit; make one with replace, add, scale, zero or apply")
-        sites = self._resolve(edit.site)
-        for site in sites:
-            self._require(f"edit.{edit.kind}", site)
-            for selection in ("rows", "positions", "heads", "units"):
-                if getattr(edit, selection) is not None:
-                    self._require(f"edit.{selection}", site)
-            if site.local in ("resid_mid", "attn.pattern"):
-                self._require(f"edit.{site.local.removeprefix('attn.')}", site)
-            if site.kind != "canonical":
-                self._require("edit.module" if site.kind == "module" else "capture.native", site)
-        return sites
-
-    def _shape(self, site: Site, geometry: Geometry) -> tuple[int, ...]:
-        keys = 0 if geometry.key_position is None else geometry.key_position.shape[1]
-        pos = geometry.columns
-        known = {"batch": geometry.batch, "pos": pos, "query": pos, "key": keys, **site.sizes}
-        return tuple(known[axis] for axis in site.axes)
-
-    def _resolve(self, names: SiteNames) -> list[Site]:
-        return self.architecture.sites.resolve(names)
-
-    def _prepare(self, inputs: Any) -> Inputs:
-        sizes, config = self.architecture.sizes, getattr(self.model, "config", None)
-        family = self.architecture.family
-        limit = getattr(config, family.positions) if family is not None and family.positions else None
-        language = family is not None
-        vocab = sizes.get("d_vocab", 0)
-        ready = prepare(self.model, inputs, self.tokenizer, language=language, vocab=vocab, limit=limit)
-        if ready.mask is not None:
-            left = bool((ready.mask[:, 0] == 0).any())
-            self._require("padding.left" if left else "padding.right")
-        return ready
-
-    def _require(self, capability: str, site: Site | None = None) -> None:
-        if not self._support(capability):
-            raise self._refusal(capability, site)
-
-    def _support(self, capability: str) -> Support:
-        family = self.architecture.family
-        scoped = None if family is None else self.unsupported.get(f"{capability}@{family.name}")
-        return self.capabilities.get(capability, Support()) if scoped is None else scoped
-
-    def _refusal(self, capability: str, site: Site | None = None) -> UnsupportedError:
-        support = self._support(capability)
-        where = f" at {site.name!r}" if site is not None else ""
-        issue = f" See {support.issue}" if support.issue else ""
-        return UnsupportedError(
-            f"backend {self.name!r} does not support {capability}{where} ({support.state}): {support.reason}{issue}. "
-            "`crosslens backends` shows which do"
-        )
 
     # ---- running
 

@@ -20,6 +20,9 @@ from .families import Address, Layout
 from .inputs import Geometry
 from .sites import Site
 
+Look = Callable[[str, Tensor], None]
+"""Called with the name of a site and its tensor, which it must neither change nor keep."""
+
 
 class StopForward(BaseException):
     """Raised by a probe at `until=` to end the forward; every adapter lets it through and catches it outside."""
@@ -53,13 +56,13 @@ class View:
             return raw
         if self.layout == "flat":
             assert batch is not None, "a flat tensor does not tell its number of rows"
-            return raw.unflatten(0, (batch, -1))
+            return raw.view(batch, -1, *raw.shape[1:])
         if self.layout == "head first":
             return raw.transpose(1, 2)
         if self.layout == "h d":
             return raw.view(*raw.shape[:-1], self.heads, -1)
         if self.layout == "parts":
-            return raw.narrow(-1, self.start, self.width).unflatten(-1, (self.heads, -1))
+            return raw.narrow(-1, self.start, self.width).view(*raw.shape[:-1], self.heads, -1)
         if self.layout == "part h d":
             return raw.view(*raw.shape[:-1], 3, self.heads, -1).select(-3, self.part)
         return raw.view(*raw.shape[:-1], self.heads, 3, -1).select(-2, self.part)
@@ -143,6 +146,7 @@ class Plan:
         live: with `grad`, site name -> (the library's tensor in the graph, view).
         reached: names of the sites that the forward came to.
         inside: whether a probe is at work.
+        look: called with each captured tensor in the place of copying it.
     """
 
     args: tuple[Any, ...]
@@ -154,6 +158,7 @@ class Plan:
     live: dict[str, tuple[Tensor, View]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     inside: bool = False
+    look: Look | None = None
 
     def probes(self) -> list[Probe]:
         """One probe a location, in order of execution where that is known; made anew at each call."""
@@ -254,6 +259,9 @@ class Probe:
 
     def _capture(self, visit: Visit, raw: Tensor) -> Tensor:
         view, name = visit.location.view, visit.site.name
+        if self.plan.look is not None:
+            self.plan.look(name, view.read(raw, self.plan.geometry.batch).detach())
+            return raw
         if not self.plan.grad:
             read = view.read(raw, self.plan.geometry.batch)
             self.plan.captured[name] = read.detach().clone(memory_format=torch.contiguous_format)

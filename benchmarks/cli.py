@@ -192,5 +192,40 @@ def tables(
     tables_command(folder, "json" if as_json and form is None else form)
 
 
+@app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(help="csv, jsonl or parquet with the columns text and category.")],
+    model: Annotated[str, typer.Option(help="A model; `crosslens models` lists those known by name.")] = "smollm2-135m",
+    backend: Annotated[str, typer.Option(help="A backend that can read.")] = "hooks",
+    site: Annotated[
+        list[str] | None, typer.Option("--sites", help="Site or glob; may be repeated. Else residual, attention, MLP.")
+    ] = None,
+    kpi: Annotated[list[str] | None, typer.Option(help="A key figure; may be repeated; else all.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="A category column; several are crossed.")] = None,
+    text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="A new or empty folder; else runs/compare-DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")] = False,
+    permutations: Annotated[int, typer.Option(min=0, help="Relabellings behind the permutation p values.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Where in a network do categories of prompts differ? An overview, before any hypothesis.
+
+    Each text runs once; key figures of every site are taken for it, and categories are compared example by example. A
+    column `pair` says which texts are versions of one item, and these are then compared in pairs.
+
+    Examples:
+
+    - `crosslens compare stories.csv`
+    - `crosslens compare prompts.jsonl --model tiny-llama --sites 'blocks.*.resid_post' --out runs/mine`
+    """
+    from .comparing import compare_command
+
+    folder = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+    compare_command(
+        file, model=model, backend=backend, sites=site or (), kpis=kpi or (), categories=category or (), text=text,
+        out=folder, resume=resume, permutations=permutations, as_json=as_json,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     main()

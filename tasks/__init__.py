@@ -1,8 +1,21 @@
 """Categorised-comparison workloads, the models that they run on, and their references."""
 
 from .base import Result, Score, Task
+from .compare import compare
+from .comparison import Comparison
 from .models import known_models, load_model
 from .registry import load_task, tasks
 from .sweeping import sweep
 
-__all__ = ["Result", "Score", "Task", "known_models", "load_model", "load_task", "sweep", "tasks"]
+__all__ = [
+    "Comparison",
+    "Result",
+    "Score",
+    "Task",
+    "compare",
+    "known_models",
+    "load_model",
+    "load_task",
+    "sweep",
+    "tasks",
+]
