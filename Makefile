@@ -54,7 +54,7 @@ test: $(READY)
 # One process a backend, two at a time. `make test` fails where the kept outcomes are not these.
 outcomes: $(READY)
 	@$(BIN)/python -c 'from crosslens.adapters import backends; print(*backends())' | tr ' ' '\n' | \
-	    OMP_NUM_THREADS=1 xargs -P 2 -I NAME $(BIN)/crosslens check NAME --save adapters/conformance/outcomes
+	    OMP_NUM_THREADS=1 xargs -P 2 -I NAME $(BIN)/crosslens check NAME --save adapters/conformance/kept
 
 # mypy cannot see through an editable install, so it reads a real one, made anew each time from a copy: nothing
 # stale is checked, and nothing is built inside the tree. It runs there so that its paths are those of the tree.

@@ -21,8 +21,9 @@ from comgra.objects import DecisionMakerForRecordings
 from .capabilities import CAPABILITIES, Support
 from .comgra_steps import ComgraTrial, When, as_schedule, escape, read_table
 from .errors import ClosedError, InputError, SiteError, UnsupportedError
-from .inspector import Inspector, SiteNames
+from .inspector import Inspector
 from .plan import Location, Plan
+from .planning import SiteNames
 from .recording import Recording, Step
 from .sites import Site
 from .snapshots import Snapshot, Snapshots

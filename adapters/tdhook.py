@@ -75,7 +75,7 @@ class TDHookInspector(Inspector):
             return self.model(*plan.args, **plan.kwargs)
 
 
-class _Whole(Target):
+class _Whole(Target):  # type: ignore[misc]
     """All that goes into or comes out of a module, and what visits it, in the place of a selection of indices."""
 
     def __init__(self, path: str, side: str, visitor: Visitor) -> None:
@@ -103,8 +103,8 @@ class _Whole(Target):
 def _visitors(probe: Probe, grad: bool) -> list[tuple[str, str, Visitor]]:
     """(tdhook's path, side, visitor) of a probe."""
     if not isinstance(probe.key, Point):
-        path, side = probe.key  # type: ignore[misc]  # as _locate made it
-        return [(path, side, probe)]
+        own: Any = probe.key  # as _locate made it
+        return [(own[0], own[1], probe)]
     path = _path(probe.key.path)
     if probe.key.side != "softmax":
         return [(path, probe.key.side, probe)]

@@ -208,7 +208,7 @@ class Comparison:
         rows = []
         for example, _ in self._kept():
             labels = dict(zip(self.facts.columns, example.categories, strict=True))
-            common = {"number": example.number, "text": example.text, "pair": example.pair}
+            common: dict[str, Any] = {"number": example.number, "text": example.text, "pair": example.pair}
             rows.append({**common, **labels, self.facts.crossed: example.label})
         columns = dict.fromkeys(["number", "text", "pair", *self.facts.columns, self.facts.crossed])
         return pd.DataFrame(rows, columns=list(columns))

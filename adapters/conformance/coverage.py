@@ -21,7 +21,7 @@ from crosslens.adapters.edits import add, replace, zero
 from crosslens.adapters.families import FAMILIES
 from crosslens.adapters.sites import BLOCK_AXES
 
-from .kit import Check, Context, Padding, Scene
+from .kit import Check, Context, Padding, Promise, Scene
 
 LAYER = 1
 OPENED = ("attn.q", "attn.v", "attn.z", "mlp.post")
@@ -35,10 +35,9 @@ def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
         scene = Scene(family, torch.float64)
 
         def on(what: str, needs: Sequence[str], body: Callable[..., None], scene: Scene = scene) -> Check:
-            promise = "right" if scene.padding == "none" else "batch-invariant"
-            return Check(
-                f"{promise}/walk/{what}/{scene.id}", promise, tuple(needs), partial(body, scene=scene), context
-            )  # type: ignore[arg-type]
+            promise: Promise = "right" if scene.padding == "none" else "batch-invariant"
+            named = f"{promise}/walk/{what}/{scene.id}"
+            return Check(named, promise, tuple(needs), partial(body, scene=scene), context)
 
         whole = ("capture.residual", "capture.attention", "capture.mlp")
         yield on("logits", ("capture.residual",), _logits)
@@ -92,7 +91,8 @@ def _plain(scene: Scene, ids: Tensor | None = None) -> Any:
 
 def _other(scene: Scene) -> Tensor:
     """(3, 8) ids of another input."""
-    return (scene.ids * 7 + 11) % (scene.model.config.vocab_size - 3) + 3
+    vocabulary: int = scene.model.config.vocab_size
+    return (scene.ids * 7 + 11) % (vocabulary - 3) + 3
 
 
 def _close(got: Tensor, want: Tensor, what: str, noise: float = EXACT) -> None:

@@ -22,7 +22,7 @@ from crosslens.adapters.inspector import Inspector
 from .kit import Check, Outcome
 
 SCHEMA = 1
-SHIPPED = Path(__file__).parent / "outcomes"
+SHIPPED = Path(__file__).parent / "kept"
 """Those of the backends that come with crosslens, on the versions that it is tested with."""
 
 
