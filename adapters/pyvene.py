@@ -72,6 +72,7 @@ class PyveneInspector(Inspector):
             "upstream",
             "pyvene reads and writes what goes in and out of modules; attention after softmax is made and used inside "
             "one, and comes out of it, where it can be read, when an edit is too late",
+            "https://github.com/stanfordnlp/pyvene/issues/200",
         ),
         "attribute": Support("upstream", "pyvene has interventions and their training, and no methods of attribution"),
     }

@@ -111,6 +111,19 @@ def markdown(columns: list[Backend]) -> str:
     return "\n".join([*lines, "", legend + ".", "", *(f"- {line}" for line in reasons(columns))]) + "\n"
 
 
+def summary(columns: list[Backend]) -> str:
+    """One row a backend, as the README shows it."""
+    lines = [_row(["backend", "library", "capabilities", "checks passed", "failed as they must", "CPU s"])]
+    lines.append(_row(["---", "---", *["--:"] * 4]))
+    for column in columns:
+        if (kept := column.outcomes) is None:
+            continue
+        able = sum(state(column, name) in ("supported", "most") for name in CAPABILITIES)
+        counts = [f"{able} of {len(CAPABILITIES)}", kept.passed, kept.xfailed, round(kept.cpu_seconds)]
+        lines.append(_row([f"`{column.name}`", f"{kept.library} {kept.version}", *counts]))
+    return "\n".join(lines) + "\n"
+
+
 def latex(columns: list[Backend]) -> str:
     """A booktabs table with upright marks and turned headers; needs booktabs and graphicx."""
     checked = [column for column in columns if column.outcomes]

@@ -26,6 +26,7 @@ from crosslens.adapters.conformance import Outcome as CheckOutcome
 from crosslens.adapters.conformance.outcomes import load, save
 from crosslens.benchmarks import cli, progress
 from crosslens.benchmarks.launch import Follow, Outcome
+from crosslens.benchmarks.matrix import matrix, summary
 from crosslens.benchmarks.store import read_run
 
 from .test_runner import ROOT, Hangs, Right, here
@@ -132,6 +133,10 @@ def test_the_feature_table_has_a_reason_for_every_cell_that_is_no_yes(crosslens:
             assert proof["passed" if supported else "xfailed"] > 0, (backend["name"], capability)
             assert supported or proof["reason"], (backend["name"], capability)
             assert supported or proof["reason"] in text, (backend["name"], capability)
+
+
+def test_the_readme_shows_what_came_of_the_kit() -> None:
+    assert summary(matrix()) in (ROOT / "README.md").read_text(encoding="utf-8"), summary(matrix())
 
 
 def test_the_feature_table_is_latex_too(crosslens: Call) -> None:
