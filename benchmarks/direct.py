@@ -1,7 +1,7 @@
 """Each library used directly, as its own documentation teaches, to record every block's residual stream.
 
-What each gives per call is one owned copy of `resid_post` for each block. Libraries that rewire the model get a shadow
-of it that shares the weights, once, outside what is timed.
+What each gives per call is one owned copy of `resid_post` for each block. What rewires the model or leaves hooks on it
+gets a shadow of it that shares the weights, once, outside what is timed.
 """
 
 from __future__ import annotations
@@ -29,22 +29,20 @@ def blocks_of(architecture: Architecture) -> list[str]:
 
 @contextmanager
 def hooks_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
-    """PyTorch: forward hooks registered once, as a user would keep them for many calls."""
+    """PyTorch: forward hooks registered once, as a user would keep them for many calls; on a shadow, for no other call
+    to run them."""
     kept: list[Tensor] = []
-    modules = [model.get_submodule(path) for path in blocks_of(describe(model))]
-    handles = [m.register_forward_hook(lambda m, i, out: kept.append(out.clone())) for m in modules]
+    shadow = Shadow(model).module
+    for path in blocks_of(describe(model)):
+        shadow.get_submodule(path).register_forward_hook(lambda m, i, out: kept.append(out.clone()))
 
     def call() -> list[Tensor]:
         kept.clear()
         with torch.no_grad():
-            model(ids, use_cache=False)
+            shadow(ids, use_cache=False)
         return list(kept)
 
-    try:
-        yield call
-    finally:
-        for handle in handles:
-            handle.remove()
+    yield call
 
 
 @contextmanager
@@ -152,6 +150,43 @@ def torchlens_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
         unwrap_torch()
 
 
+@contextmanager
+def penzai_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
+    """penzai: a `SaveIntermediate` behind each block, put in inside one function compiled by `jax.jit`.
+
+    The model is crosslens' conversion: penzai's own, `llama_from_huggingface_model`, refuses configs of transformers 5.
+    """
+    import jax
+    import jax.numpy as jnp
+    from penzai import pz
+    from penzai.models.transformer.model_parts import TransformerBlock
+    from penzai.toolshed.save_intermediates import SaveIntermediate
+
+    from crosslens.adapters.penzai_convert import convert, precision, to_torch
+
+    def saving(layer: int, block: Any) -> Any:
+        return pz.nn.Sequential([block, SaveIntermediate(pz.StateVariable(None, label=("resid_post", layer)))])
+
+    @jax.jit
+    def run(network: Any, tokens: Any) -> tuple[Any, list[Any]]:
+        network = pz.select(network).at_instances_of(TransformerBlock).apply_with_selected_index(saving)
+        logits = network(tokens, rotary_positions=pz.nx.arange("seq", tokens.named_shape["seq"]))
+        states = sorted(pz.unbind_state_vars(network)[1], key=lambda state: state.label)
+        return logits, [state.value.unwrap("batch", "seq", "embedding") for state in states]
+
+    family = describe(model).family
+    converted = convert(model, family.name if family else "")
+
+    def call() -> list[Tensor]:
+        with precision(model.dtype):
+            tokens = pz.nx.wrap(jnp.asarray(ids.int().numpy())).tag("batch", "seq")
+            logits, found = run(converted, tokens)  # logits are asked for: JAX leaves out what nobody wants
+            jax.block_until_ready(logits)
+            return [to_torch(array, ids.device) for array in found]
+
+    yield call
+
+
 DIRECTLY: dict[str, Callable[[Any, Tensor], Any]] = {
     "hooks": hooks_directly,
     "transformer_lens": transformer_lens_directly,
@@ -159,4 +194,5 @@ DIRECTLY: dict[str, Callable[[Any, Tensor], Any]] = {
     "pyvene": pyvene_directly,
     "tdhook": tdhook_directly,
     "torchlens": torchlens_directly,
+    "penzai": penzai_directly,
 }
