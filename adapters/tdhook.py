@@ -6,6 +6,8 @@ negative indices; `_Whole` is a target that hands over everything that passes, a
 
 `native:PATH.output` and `native:PATH.input` are the module at tdhook's own path: `native:model.layers[3].output`.
 Attention after softmax is read from what the eager attention module returns beside its output.
+
+Attribution is tdhook's `Saliency` and `IntegratedGradients`, prepared on a function of the embeddings.
 """
 
 from __future__ import annotations
@@ -15,23 +17,28 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
+from tdhook.attribution import IntegratedGradients, Saliency
 from tdhook.paths import resolve_submodule_path
 from tdhook.session import HookSession
 from tdhook.targets import Target
+from tensordict import TensorDict
 from torch import Tensor, nn
 
 from .attention import begin_graph, eager_attention, visit_returned
+from .attribution import AttributionInspector, Rows, measure
 from .capabilities import Support
 from .errors import SiteError
-from .inspector import Inspector
 from .plan import Location, Plan, Point, Probe
 from .sites import Site
 
 Visitor = Callable[[Any], Any]
 """Called with what passes through a module; returns what goes on in its place, or the same object."""
 
+_AT_ONCE = 32  # rows of one forward of integrated gradients, or as many as the batch has
 
-class TDHookInspector(Inspector):
+
+class TDHookInspector(AttributionInspector):
     """tdhook on the caller's own model; nothing of it stays between two forwards."""
 
     name: ClassVar[str] = "tdhook"
@@ -42,9 +49,18 @@ class TDHookInspector(Inspector):
             "tdhook hooks modules; attention after softmax is made and used inside one, and comes out of it, where it "
             "can be read, when an edit is too late",
         ),
-        "attribute": Support(
-            "notimpl", "tdhook has saliency and integrated gradients of its own; the adapter does not offer them yet"
+        "attribute@bert": Support(
+            "notimpl", "rows are cut behind the target, which only a causal model does not notice"
         ),
+    }
+    lacking: ClassVar[Mapping[str, Support]] = {
+        "occlusion": Support("never", "tdhook has no such method; captum and inseq do"),
+        "layer_gradient_x_activation": Support(
+            "upstream",
+            "tdhook's gradient methods start at what modules put out, and attn.z and mlp.post are what modules take in",
+        ),
+        "attention": Support("never", "no method of attribution in tdhook; lens.run captures attn.pattern"),
+        "value_zeroing": Support("never", "tdhook has no such method; it is inseq's"),
     }
 
     def _locate(self, site: Site) -> Location:
@@ -73,6 +89,62 @@ class TDHookInspector(Inspector):
                     direction: Any = "fwd" if side == "output" else "fwd_pre_kwargs"
                     session.replace(_Whole(path, side, visitor), 0.0, direction=direction)
             return self.model(*plan.args, **plan.kwargs)
+
+    def _attribute(self, method: str, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        model, embeds = _Value(self.model, rows), rows.embeds.detach()
+        given = {"input": embeds, "baseline": {} if rows.baseline is None else {"input": rows.baseline}}
+
+        def attribute(by: Any) -> Any:
+            with by.prepare(model) as hooked:
+                return hooked(TensorDict(given, batch_size=[len(embeds)]))
+
+        if method != "integrated_gradients":
+            product = method == "input_x_gradient"
+            found = attribute(Saliency(absolute=not product, multiply_by_inputs=product))
+            return found["attr", "input"], None
+        units, delta = torch.zeros_like(embeds), torch.zeros_like(embeds[:, 0, 0])
+        some = max(1, _AT_ONCE // len(embeds))
+        for start in range(0, rows.steps, some):
+            found = attribute(_Nodes(rows.steps, slice(start, start + some)))
+            part = found["attr", "input"]
+            # each part's own delta is its sum minus the whole change, which is subtracted once
+            units, delta = units + part, delta + (part.flatten(1).sum(1) if start else found["convergence_delta"])
+        return units, delta
+
+
+class _Value(nn.Module):
+    """The target as a function of embeddings, for tdhook to differentiate.
+
+    Args:
+        model: the caller's.
+        rows: whose targets these are; tdhook may give it each row several times in a row.
+    """
+
+    def __init__(self, model: nn.Module, rows: Rows) -> None:
+        super().__init__()
+        self.model = model
+        self.rows = rows
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """(rows * n, pos, d_model) -> (rows * n,)"""
+        rows, times = self.rows, len(embeds) // len(self.rows.ids)
+        token, minus, positions = (
+            None if tensor is None else tensor.repeat_interleave(times, dim=0)
+            for tensor in (rows.token, rows.minus, rows.positions)
+        )
+        assert token is not None, "a target has a token"
+        given = {} if positions is None else {"position_ids": positions}
+        logits = self.model(inputs_embeds=embeds, **given, use_cache=False).logits
+        return measure(logits[:, -1], token, minus, rows.of)
+
+
+class _Nodes(IntegratedGradients):
+    """tdhook's integrated gradients over some of the nodes, since it runs all that it has in one forward."""
+
+    def __init__(self, steps: int, part: slice) -> None:
+        super().__init__(n_steps=steps, multiply_by_inputs=True, compute_convergence_delta=part.start == 0)
+        self._alphas, self._step_sizes = self._alphas[part], self._step_sizes[part]
+        self._n_steps = len(self._alphas)
 
 
 class _Whole(Target):  # type: ignore[misc]

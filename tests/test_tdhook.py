@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tdhook.attribution.gradient_helpers import GradientAttribution
 from tdhook.session import HookSession
 from tdhook.targets import Target
 from torch import Tensor, nn
 
-from crosslens.adapters import SiteError, open_inspector, replace, zero
+from crosslens.adapters import SiteError, UnsupportedError, open_inspector, replace, zero
+from crosslens.adapters.attribution import Target as AttributionTarget
 from crosslens.adapters.conformance.models import tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -91,3 +94,63 @@ def test_an_edit_never_writes_into_the_callers_tensors() -> None:
         assert x.all()
         gradients: dict[str, Any] = lens.gradients(x, "module:0:output", lambda out: out.sum())
         assert gradients["module:0:output"].all(), "through a ReLU, which pyvene's in-place edits break"
+
+
+# ---- attribution
+
+
+def test_attribution_is_tdhooks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And integrated gradients run at most 32 rows in one forward, whatever the number of nodes."""
+    forwards: list[int] = []
+    original = GradientAttribution._attributor_fn
+
+    def counted(self: Any, td: Any, cache: Any) -> Any:
+        forwards.append(td["_mod_in"].numel())
+        return original(self, td, cache)
+
+    monkeypatch.setattr(GradientAttribution, "_attributor_fn", counted)
+    model, _ = tiny_model("llama", dtype=torch.float64)
+    with open_inspector("tdhook", model) as lens:
+        lens.attribute(IDS, 5, method="saliency")
+        assert forwards == [2]
+        forwards.clear()
+        lens.attribute(IDS, 5, method="integrated_gradients", steps=40)
+        assert forwards == [32, 32, 16]
+
+
+def test_attribution_agrees_with_captum() -> None:
+    pytest.importorskip("captum")
+    model, _ = tiny_model("gpt2", dtype=torch.float64)
+    padded = {"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])}
+    target = AttributionTarget([5, 6], minus=9, of="probability", position=1)
+    with open_inspector("tdhook", model) as one, open_inspector("captum", model) as two:
+        for method in ("saliency", "input_x_gradient", "integrated_gradients"):
+            a, b = (lens.attribute(padded, target, method=method) for lens in (one, two))
+            assert b.scores.abs().max() > 0
+            assert torch.allclose(a.scores, b.scores, rtol=1e-6, atol=1e-12), method
+            if b.delta is not None:
+                assert torch.allclose(a.delta, b.delta, atol=1e-9)
+
+
+def test_attribution_with_position_ids_of_the_callers_own() -> None:
+    model, _ = tiny_model("gpt2", dtype=torch.float64)
+    positions = torch.tensor([[3, 4, 5, 6], [0, 1, 2, 3]])
+    with open_inspector("tdhook", model) as lens:
+        given = {"input_ids": IDS, "position_ids": positions}
+        got = lens.attribute(given, 5, method="integrated_gradients", steps=20).units
+    embeds = model.transformer.wte(IDS).detach()
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    want = torch.zeros_like(embeds)
+    for node, weight in zip(nodes, weights, strict=True):
+        at = (embeds * (1 + node) / 2).requires_grad_()
+        logits = model(inputs_embeds=at, position_ids=positions, use_cache=False).logits[:, -1, 5]
+        want += weight / 2 * torch.autograd.grad(logits.sum(), at)[0] * embeds
+    assert torch.allclose(got, want, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["occlusion", "attention", "value_zeroing", "layer_gradient_x_activation"])
+def test_methods_that_tdhook_does_not_have_are_refused_with_the_reason(method: str) -> None:
+    model, _ = tiny_model("gpt2")
+    site = "blocks.1.mlp.post" if method.startswith("layer") else None
+    with open_inspector("tdhook", model) as lens, pytest.raises(UnsupportedError, match="tdhook"):
+        lens.attribute(IDS, 5, method=method, site=site)

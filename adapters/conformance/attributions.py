@@ -38,7 +38,9 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
         for scene in (plain, *(Scene(family, torch.float64, side) for side in ("left", "right"))):
             padding = () if scene.padding == "none" else (f"padding.{scene.padding}",)
             promise: Promise = "right" if scene.padding == "none" else "batch-invariant"
-            for what, body in _methods():
+            for method, what, body in _methods():
+                if _lacks(context, method):
+                    body = partial(_refused, method=method)
                 yield Check(
                     f"{promise}/attribute/{what}/{scene.id}", promise, ("attribute", *padding),
                     partial(body, scene=scene), context,
@@ -59,16 +61,17 @@ def checks(context: Context, families: Sequence[str] = FAMILIES) -> Iterator[Che
             )  # fmt: skip
 
 
-def _methods() -> Iterator[tuple[str, Callable[..., None]]]:
+def _methods() -> Iterator[tuple[str, str, Callable[..., None]]]:
+    """(method, what is checked, the check)."""
     for name, target in TARGETS.items():
         for method in ("saliency", "input_x_gradient"):
-            yield f"{method}/{name}", partial(_gradients, method=method, target=target)
-        yield f"integrated_gradients/{name}", partial(_integrated, target=target)
-        yield f"occlusion/{name}", partial(_occlusion, target=target)
+            yield method, f"{method}/{name}", partial(_gradients, method=method, target=target)
+        yield "integrated_gradients", f"integrated_gradients/{name}", partial(_integrated, target=target)
+        yield "occlusion", f"occlusion/{name}", partial(_occlusion, target=target)
     for site in SITES:
-        yield f"layer_gradient_x_activation/{site}", partial(_layer, site=site)
-    yield "attention", _attention
-    yield "value_zeroing", _value_zeroing
+        yield "layer_gradient_x_activation", f"layer_gradient_x_activation/{site}", partial(_layer, site=site)
+    yield "attention", "attention", _attention
+    yield "value_zeroing", "value_zeroing", _value_zeroing
 
 
 # ---- what each method is
@@ -189,9 +192,6 @@ def _layer(context: Context, scene: Scene, site: str) -> None:
 
 
 def _attention(context: Context, scene: Scene) -> None:
-    if _lacks(context, "attention"):
-        _refused(context, scene, "attention")
-        return
     target = TARGETS["contrast"]
     got = context.lens(scene).attribute(scene.inputs, target, method="attention")
     patterns = [scene.truth.sites[f"blocks.{layer}.attn.pattern"] for layer in range(LAYERS)]
@@ -202,9 +202,6 @@ def _attention(context: Context, scene: Scene) -> None:
 
 
 def _value_zeroing(context: Context, scene: Scene) -> None:
-    if _lacks(context, "value_zeroing"):
-        _refused(context, scene, "value_zeroing")
-        return
     target = TARGETS["contrast"]
     got = context.lens(scene).attribute(scene.inputs, target, method="value_zeroing")
     units = torch.zeros(3, 8, LAYERS, dtype=torch.float64)
@@ -239,10 +236,11 @@ def _frozen(context: Context, scene: Scene) -> None:
     with context.backend(model, tokenizer) as lens:
         for mode in (torch.no_grad(), torch.inference_mode()):
             for method in ("saliency", "integrated_gradients", "layer_gradient_x_activation"):
-                site = "blocks.1.mlp.post" if method.startswith("layer") else None
+                if _lacks(context, method):
+                    continue
                 with mode:
-                    got = lens.attribute(scene.inputs, 5, method=method, site=site)
-                want = context.lens(scene).attribute(scene.inputs, 5, method=method, site=site)
+                    got = lens.attribute(scene.inputs, 5, **_options(method))
+                want = context.lens(scene).attribute(scene.inputs, 5, **_options(method))
                 assert torch.allclose(got.scores, want.scores, rtol=1e-6), f"{method} of a frozen model differs"
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters()), "parameters were unfrozen"
 
@@ -271,6 +269,8 @@ def _mistakes(context: Context, scene: Scene) -> None:
     ids = scene.ids[:2, :4]
     with context.backend(model, tokenizer) as lens:
         for what, target, options, kind, says in _bad():
+            if _lacks(context, options.get("method", "")):
+                continue
             try:
                 lens.attribute(ids, target, **{"method": "saliency", **options})
             except UnsupportedError:
