@@ -24,6 +24,10 @@ def checks(context: Context) -> Iterator[Check]:
     yield module("runs-three-times", ("capture.module", "edit.module"), _runs_three_times)
     yield module("tuples-and-dicts", ("capture.module", "edit.module"), _tuples_and_dicts)
     yield module("gradients", ("capture.module", "gradients"), _module_gradients)
+    yield module("cnn", ("capture.module", "edit.module", "edit.units"), _cnn)
+    yield module("gru", ("capture.module", "edit.module", "edit.zero"), _gru)
+    yield module("residual-net", ("capture.module", "edit.module", "gradients"), _residual_net)
+    yield module("until", ("capture.module", "until"), _until)
 
 
 class _Twice(nn.Module):
@@ -118,3 +122,106 @@ def _module_gradients(context: Context) -> None:
         got = lens.gradients(X, ["module:1:output"], lambda out: out[:, 1])["module:1:output"]
         want = model.get_parameter("2.weight")[1].expand(4, 7)
         assert torch.allclose(got, want, atol=1e-12), "gradient of a linear layer is its weight"
+
+
+class _ResidualNet(nn.Module):
+    """As in torchvision's: convolutions, batch norm, a ReLU in place that both summands pass, pooling, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.conv1 = nn.Conv2d(2, 4, 3, padding=1, dtype=torch.float64)
+            self.bn1 = nn.BatchNorm2d(4, dtype=torch.float64)
+            self.relu = nn.ReLU(inplace=True)
+            self.conv2 = nn.Conv2d(4, 4, 3, padding=1, dtype=torch.float64)
+            self.pool = nn.AdaptiveAvgPool2d(1)
+            self.head = nn.Linear(4, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(x + self.conv2(x))
+        out: Tensor = self.head(self.pool(x).flatten(1))
+        return out
+
+
+IMAGES = torch.linspace(-1, 1, 100, dtype=torch.float64).reshape(2, 2, 5, 5)
+
+
+def _cnn(context: Context) -> None:
+    """Rank-4 tensors; a unit is of the last axis."""
+    model = _ResidualNet().eval()
+    with context.backend(model) as lens, torch.no_grad():
+        want = model.conv1(IMAGES)
+        run = lens.run(IMAGES, capture="module:conv1:output")
+        assert torch.allclose(run["module:conv1:output"], want, atol=1e-12)
+        edited = lens.run(IMAGES, edits=[zero("module:conv1:output", units=[0, 4])])
+        want[..., [0, 4]] = 0
+        x = model.bn1(want).relu()
+        want = model.head(model.pool((x + model.conv2(x)).relu()).flatten(1))
+        assert torch.allclose(edited.output, want, atol=1e-12), "an edit of two columns did not arrive"
+
+
+def _gru(context: Context) -> None:
+    """A module that returns a tuple of tensors."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = nn.ModuleDict({"gru": nn.GRU(5, 6, batch_first=True), "head": nn.Linear(6, 2)}).double()
+    net = _Recurrent(model)
+    x = X.reshape(2, 2, 5)
+    with context.backend(net) as lens, torch.no_grad():
+        states, last = net.parts["gru"](x)
+        run = lens.run(
+            x, capture=["module:parts.gru:output[0]", "module:parts.gru:output[1]", "module:parts.head:input"]
+        )
+        assert torch.allclose(run["module:parts.gru:output[0]"], states, atol=1e-12)
+        assert torch.allclose(run["module:parts.gru:output[1]"], last, atol=1e-12)
+        assert torch.allclose(run["module:parts.head:input"], states, atol=1e-12)
+        edited = lens.run(x, edits=[zero("module:parts.gru:output[0]", positions=[1])])
+        states[:, 1] = 0
+        assert torch.allclose(edited.output, net.parts["head"](states), atol=1e-12), (
+            "an edit of one step did not arrive"
+        )
+
+
+class _Recurrent(nn.Module):
+    def __init__(self, parts: nn.ModuleDict) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.parts["head"](self.parts["gru"](x)[0])
+        return out
+
+
+def _residual_net(context: Context) -> None:
+    """The ReLU works in place and runs twice; gradients against autograd, statistics of the norm untouched."""
+    model = _ResidualNet().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with context.backend(model) as lens:
+        with torch.no_grad():
+            first = model.bn1(model.conv1(IMAGES)).relu()
+            second = (first + model.conv2(first)).relu()
+        run = lens.run(IMAGES, capture=["module:relu:output#0", "module:relu:output#1", "module:bn1:output"])
+        assert torch.allclose(run["module:relu:output#0"], first, atol=1e-12)
+        assert torch.allclose(run["module:relu:output#1"], second, atol=1e-12)
+        assert run["module:bn1:output"].min() < 0, "what the norm gave was overwritten in place"
+        edited = lens.run(IMAGES, edits=[zero("module:conv2:output")])
+        with torch.no_grad():
+            assert torch.allclose(edited.output, model.head(model.pool(first).flatten(1)), atol=1e-12)
+        got = lens.gradients(IMAGES, "module:pool:output", lambda out: out[:, 2])["module:pool:output"]
+        want = model.head.weight[2].detach().reshape(1, 4, 1, 1).expand(2, 4, 1, 1)
+        assert torch.allclose(got, want, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def _until(context: Context) -> None:
+    model = _ResidualNet().eval()
+    ran: list[int] = []
+    handle = model.head.register_forward_hook(lambda *_: ran.append(1))
+    with context.backend(model) as lens:
+        run = lens.run(IMAGES, capture="module:conv1:output", until="module:conv2:output")
+        assert run.output is None
+        assert run["module:conv1:output"].shape == (2, 4, 5, 5)
+    handle.remove()
+    assert not ran, "what comes after until= has run"
