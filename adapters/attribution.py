@@ -125,7 +125,7 @@ class Rows:
 
 
 class AttributionInspector(Inspector):
-    """Base of the backends whose libraries attribute, and neither record nor edit a forward."""
+    """Base of the backends whose libraries attribute; one that also records and edits has a `_forward` of its own."""
 
     lacking: ClassVar[Mapping[str, Support]] = {}
     """Methods that the library does not have, or not right; each with state and reason."""

@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from tdhook.attribution import IntegratedGradients, Saliency
+from tdhook.attribution.integrated_gradients import IntegratedGradients
+from tdhook.attribution.saliency import Saliency
 from tdhook.paths import resolve_submodule_path
 from tdhook.session import HookSession
 from tdhook.targets import Target
@@ -105,7 +106,7 @@ class TDHookInspector(AttributionInspector):
         units, delta = torch.zeros_like(embeds), torch.zeros_like(embeds[:, 0, 0])
         some = max(1, _AT_ONCE // len(embeds))
         for start in range(0, rows.steps, some):
-            found = attribute(_Nodes(rows.steps, slice(start, start + some)))
+            found = attribute(_nodes(rows.steps, slice(start, start + some)))
             part = found["attr", "input"]
             # each part's own delta is its sum minus the whole change, which is subtracted once
             units, delta = units + part, delta + (part.flatten(1).sum(1) if start else found["convergence_delta"])
@@ -138,13 +139,12 @@ class _Value(nn.Module):
         return measure(logits[:, -1], token, minus, rows.of)
 
 
-class _Nodes(IntegratedGradients):
+def _nodes(steps: int, part: slice) -> IntegratedGradients:
     """tdhook's integrated gradients over some of the nodes, since it runs all that it has in one forward."""
-
-    def __init__(self, steps: int, part: slice) -> None:
-        super().__init__(n_steps=steps, multiply_by_inputs=True, compute_convergence_delta=part.start == 0)
-        self._alphas, self._step_sizes = self._alphas[part], self._step_sizes[part]
-        self._n_steps = len(self._alphas)
+    found = IntegratedGradients(n_steps=steps, multiply_by_inputs=True, compute_convergence_delta=part.start == 0)
+    found._alphas, found._step_sizes = found._alphas[part], found._step_sizes[part]
+    found._n_steps = len(found._alphas)
+    return found
 
 
 class _Whole(Target):  # type: ignore[misc]

@@ -167,14 +167,13 @@ def penzai_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
     def saving(layer: int, block: Any) -> Any:
         return pz.nn.Sequential([block, SaveIntermediate(pz.StateVariable(None, label=("resid_post", layer)))])
 
-    @jax.jit
-    def run(network: Any, tokens: Any) -> tuple[Any, list[Any]]:
+    def forward(network: Any, tokens: Any) -> tuple[Any, list[Any]]:
         network = pz.select(network).at_instances_of(TransformerBlock).apply_with_selected_index(saving)
         logits = network(tokens, rotary_positions=pz.nx.arange("seq", tokens.named_shape["seq"]))
         states = sorted(pz.unbind_state_vars(network)[1], key=lambda state: state.label)
         return logits, [state.value.unwrap("batch", "seq", "embedding") for state in states]
 
-    family = describe(model).family
+    run, family = jax.jit(forward), describe(model).family
     converted = convert(model, family.name if family else "")
 
     def call() -> list[Tensor]:
