@@ -1,4 +1,4 @@
-"""The defects of pyvene and tdhook that adapters are fenced against: where one is gone, its fence may go."""
+"""The defects that adapters are fenced against: where one is gone, its fence may go. comgra's are in its own tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from importlib.metadata import version
 import pytest
 
 import crosslens.benchmarks.claims as claims
+from crosslens.benchmarks.claims.__main__ import run
+
+from .test_runner import ROOT
 
 for backend in ("pyvene", "tdhook"):  # the adapter first: it imports pyvene without nnsight, which changes the process
     pytest.importorskip(f"crosslens.adapters.{backend}", exc_type=ImportError)
@@ -27,3 +30,23 @@ def test_a_defect_is_still_there(name: str) -> None:
     assert found["library"] == library
     assert found["version"].startswith(version(library))
     assert module.__doc__.startswith(f"{library} {version(library)}"), "what is claimed is claimed of this version"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if not name.startswith(("pyvene_", "tdhook_", "comgra_", "_"))]
+)
+def test_a_defect_is_still_there_in_a_process_of_its_own(name: str) -> None:
+    """These libraries change the process that imports them, or take long to import."""
+    found = run(name)
+    assert found["holds"] is True, found
+    assert found["observed"].keys() == found["expected"].keys()
+    assert found["version"] == version(found["library"])
+    text = (ROOT / "benchmarks" / "claims" / f"{name}.py").read_text(encoding="utf-8")
+    assert text.startswith(f'"""{found["library"]} {found["version"]}: ')
+
+
+def test_what_is_committed_names_every_claim() -> None:
+    text = (ROOT / "results" / "claims.md").read_text(encoding="utf-8")
+    assert {name for name in NAMES if not name.startswith("_")} == {
+        name for name in NAMES if f"| yes | [{name}.py]" in text
+    }
