@@ -18,7 +18,7 @@ from torch import Tensor
 
 from crosslens.adapters.errors import InputError
 
-from .kernels import FIELDS, Array, empty, reader
+from .kernels import FIELDS, Array, as_bits, empty, reader
 
 KPIS: tuple[str, ...] = (
     "count", "mean", "sd", "abs_mean", "rms", "abs_max", "min", "max", "zero_fraction", "mean_norm", "entropy",
@@ -78,14 +78,14 @@ def fields(tensor: Tensor, mask: Tensor | None, distributions: bool, kept: Seque
     read = reader()
     if x.dtype in _READ_AS:
         data = _flat(x)
-        read(data, offsets, stride, width, marks, mask_offsets, mask_stride, distributions, out)
+        read(data, *as_bits(data), offsets, stride, width, marks, mask_offsets, mask_stride, distributions, out)
         return out
     rows = x.permute(*order, *([] if inner is None else [inner]))
     for group, index in enumerate(np.ndindex(*shape[: 1 + len(kept)])):  # one at a time is widened
         data = rows[index].double().flatten().numpy()
         own = np.arange(offsets.shape[1], dtype=np.int64)[None] * width
         at = slice(group, group + 1)
-        read(data, own, 1, width, marks, mask_offsets[at], mask_stride, distributions, out[at])
+        read(data, *as_bits(data), own, 1, width, marks, mask_offsets[at], mask_stride, distributions, out[at])
     return out
 
 

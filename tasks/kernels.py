@@ -26,41 +26,55 @@ Array = NDArray[np.float64]
 
 @cache
 def reader() -> Any:
-    """The compiled loop: (flat data, row offsets (groups, rows), stride, width, mask, its offsets, its stride, entropy,
-    out (groups, fields)) -> None."""
+    """The compiled loop: (flat data, its bits and their `flip` as of `as_bits`, row offsets (groups, rows), stride, width,
+    mask, its offsets, its stride, entropy, out (groups, fields)) -> None."""
     import numba
 
     # sums may be taken in any order, so that they run on all lanes; NaN and infinity keep their meaning
     fast = {"reassoc", "contract", "nsz"}
 
+    @numba.njit(cache=True, nogil=True)
+    def extremes(bits, flip, ends):  # type: ignore[no-untyped-def]
+        """Smallest and largest of finite floats, of which `bits` are the bits, into `ends`, as bits.
+
+        Signed integers are ordered as the floats are once the bits of negative ones are turned around, all but the sign;
+        a loop over integers runs on all lanes, where one over floats has to mind NaN.
+        """
+        integer = bits.dtype.type
+        low = high = integer(bits[0] ^ (flip if bits[0] < 0 else 0))
+        for i in range(len(bits)):
+            key = integer(bits[i] ^ (flip if bits[i] < 0 else 0))
+            low, high = min(low, key), max(high, key)
+        ends[0] = low ^ (flip if low < 0 else 0)
+        ends[1] = high ^ (flip if high < 0 else 0)
+
     @numba.njit(cache=True, fastmath=fast, nogil=True)
-    def plain_row(data, start, stride, width, part):  # type: ignore[no-untyped-def]
+    def plain_row(row, bits, flip, ends, part):  # type: ignore[no-untyped-def]
         """Figures of a row without a mask; False if not all of it is finite."""
+        width = len(row)
         total = absolute = square = 0.0
-        low = high = data[start]
         zeros = 0
         for i in range(width):
-            x = data[start + i * stride]
-            low = min(low, x)
-            high = max(high, x)
-            zeros += x == 0
-        for i in range(width):
-            y = np.float64(data[start + i * stride])
+            y = np.float64(row[i])
             total += y
             absolute += abs(y)
             square += y * y
         if not math.isfinite(absolute):
             return False
+        for i in range(width):
+            zeros += row[i] == 0
         mean = total / width
         m2 = m3 = m4 = 0.0
         for i in range(width):
-            d = np.float64(data[start + i * stride]) - mean
+            d = np.float64(row[i]) - mean
             d2 = d * d
             m2 += d2
             m3 += d2 * d
             m4 += d2 * d2
+        extremes(bits, flip, ends)
+        floats = ends.view(row.dtype)
         part[0], part[1], part[2], part[3], part[4] = width, mean, m2, m3, m4
-        part[5], part[6], part[7], part[8], part[9] = absolute, square, low, high, zeros
+        part[5], part[6], part[7], part[8], part[9] = absolute, square, floats[0], floats[1], zeros
         part[10] = part[11] = 0
         return True
 
@@ -109,15 +123,24 @@ def reader() -> Any:
         return total
 
     @numba.njit(cache=True, nogil=True)
-    def read(data, offsets, stride, width, mask, mask_offsets, mask_stride, entropy, out):  # type: ignore[no-untyped-def]
-        part = np.zeros(15)
+    def read(data, bits, flip, offsets, stride, width, mask, mask_offsets, mask_stride, entropy, out):  # type: ignore[no-untyped-def]
+        part, ends = np.zeros(15), np.empty(2, bits.dtype)
+        gathered = np.empty(0 if stride == 1 else width, data.dtype)
+        gathered_bits = gathered.view(bits.dtype)
         for g in range(offsets.shape[0]):
             for r in range(offsets.shape[1]):
                 start, at = offsets[g, r], mask_offsets[g, r]
                 whole = mask_stride == 0 and mask[at]
                 if mask_stride == 0 and not whole:
                     continue
-                if not (whole and plain_row(data, start, stride, width, part)):
+                plain = False
+                if whole and stride == 1:
+                    plain = plain_row(data[start : start + width], bits[start : start + width], flip, ends, part)
+                elif whole:
+                    for i in range(width):
+                        gathered[i] = data[start + i * stride]
+                    plain = plain_row(gathered, gathered_bits, flip, ends, part)
+                if not plain:
                     careful_row(data, start, stride, width, mask, at, mask_stride, part)
                 part[12] = 1.0 if part[0] + part[10] + part[11] > 0 else 0.0
                 part[13] = math.sqrt(part[6])
@@ -126,6 +149,12 @@ def reader() -> Any:
 
     join = numba.njit(cache=True, nogil=True)(join_into)
     return read
+
+
+def as_bits(data: NDArray[Any]) -> tuple[NDArray[Any], Any]:
+    """Bits of float32 or float64 as signed integers, and the mask of all of them but the sign."""
+    kind = np.int32 if data.dtype == np.float32 else np.int64
+    return data.view(kind), np.iinfo(kind).max
 
 
 def join_into(a: Array, b: Array) -> None:
