@@ -206,19 +206,26 @@ def main(
         names = _capturing(backend or backends(), network)
     except CrosslensError as error:
         raise typer.BadParameter(str(error)) from None
+    if not names:
+        raise typer.BadParameter(
+            "none of these backends records this model's residual stream; see `crosslens backends`"
+        )
     libraries = [library for name in names if (library := load_backend(name).library) is not None]
     kept: dict[str, Any] = {"environment": environment(libraries), "shapes": []}
+    groups = [[name for name in names if name not in _ALONE], *([name] for name in names if name in _ALONE)]
     for batch, tokens in shapes:
         ids = torch.randint(3, network.config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(0))
-        groups = [[name for name in names if name not in _ALONE], *([name] for name in names if name in _ALONE)]
-        found = [measure(network, ids, group, rounds) for group in groups if group]
-        record = {"model": model, "batch": batch, "tokens": tokens, "threads": threads, "rounds": rounds}
-        kept["shapes"].append({**record, "seconds": [{w: list(s) for w, s in group.items()} for group in found]})
-        console.print(table(kept["shapes"][-1]))
-        if out is not None:  # after each shape: an hour's work is not lost with the last one
-            part = out.with_name(f"{out.name}.part")
-            part.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-            part.replace(out)
+        record: dict[str, Any] = {"model": model, "batch": batch, "tokens": tokens, "threads": threads}
+        record |= {"rounds": rounds, "seconds": []}
+        kept["shapes"].append(record)
+        for group in filter(None, groups):
+            found = measure(network, ids, group, rounds)
+            record["seconds"].append({way: list(samples) for way, samples in found.items()})
+            if out is not None:  # after each group: what was measured is not lost with what was not
+                part = out.with_name(f"{out.name}.part")
+                part.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+                part.replace(out)
+        console.print(table(record))
 
 
 if __name__ == "__main__":

@@ -82,10 +82,12 @@ def test_samples_are_kept_and_the_table_is_made_from_them(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--shape", "8by64"], ["--shape", "0x4"], ["--rounds", "0"], ["--model", "tiny-lama"]]
+    "wrong",
+    [["--shape", "8by64"], ["--shape", "0x4"], ["--rounds", "0"], ["--model", "tiny-lama"], ["--backend", "captum"]],
 )
 def test_wrong_usage_is_refused(wrong: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "_hold_to", lambda threads: None)
-    ran = CliRunner().invoke(APP, wrong)
+    ran = CliRunner().invoke(APP, ["--model", "tiny-gpt2", *wrong])
     assert ran.exit_code == 2, ran.output
-    assert {"--rounds": "1", "--shape": "8x64"}.get(wrong[0], "tiny-llama") in ran.output, "what would be right"
+    right = {"--rounds": "1", "--shape": "8x64", "--model": "tiny-llama", "--backend": "crosslens backends"}
+    assert right[wrong[0]] in ran.output
