@@ -194,8 +194,8 @@ def main(
     """Time the recording of every block's residual stream, through crosslens and through each library directly."""
     console = Console(width=120)
     if show is not None:
-        for record in json.loads(show.read_text(encoding="utf-8"))["shapes"]:
-            console.print(table(record))
+        for each in json.loads(show.read_text(encoding="utf-8"))["shapes"]:
+            console.print(table(each))
         return
     shapes = [_shape(text) for text in shape or ["1x16", "8x64"]]
     if out is not None and out.exists():
