@@ -203,6 +203,17 @@ def compare(
     kpi: Annotated[list[str] | None, typer.Option(help="A key figure; may be repeated; else all.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="A category column; several are crossed.")] = None,
     text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    pair: Annotated[
+        str | None, typer.Option(help="The column of items whose versions are compared; else pair, where there is one.")
+    ] = None,
+    direction: Annotated[
+        list[str] | None,
+        typer.Option("--directions", help="Site or glob whose directions are tested as well; may be repeated."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts of one forward.")] = 16,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest text that is accepted; else what the model takes.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; else runs/compare-DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")] = False,
     permutations: Annotated[int, typer.Option(min=0, help="Relabellings behind the permutation p values.")] = 1000,
@@ -223,7 +234,8 @@ def compare(
     folder = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     compare_command(
         file, model=model, backend=backend, sites=site or (), kpis=kpi or (), categories=category or (), text=text,
-        out=folder, resume=resume, permutations=permutations, as_json=as_json,
+        pair=pair, directions=direction or (), batch_size=batch_size, max_tokens=max_tokens, out=folder, resume=resume,
+        permutations=permutations, as_json=as_json,
     )  # fmt: skip
 
 

@@ -5,50 +5,58 @@
 
 Batches are padded and sorted by length within a window, each tensor is read where it passes, and what is kept does not
 grow with the corpus. With `out` each window is written when it is done; `resume=True` goes on behind the last.
+
+Several processes share a corpus by `shard`: each is given the same examples, and what they return merges to what one
+process alone would have found.
+
+    parts = [compare(lens, corpus, sites=sites, shard=(i, 4)) for i in range(4)]  # each in a process of its own
+    whole = functools.reduce(Comparison.merge, parts)
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from crosslens.adapters import InputError, Inspector, Site
+from crosslens.adapters.capabilities import capture_capability
 
 from .base import Progress
-from .comparison import Comparison, Facts
+from .comparison import Comparison, Facts, is_pattern
 from .comparison_store import Folder
-from .engine import KPIS, derive, fields
-from .examples import Example, read_examples
-from .kernels import FIELDS, Array
-from .kpis import causal_mask
+from .engine import KPIS
+from .examples import Corpus, Example, Survey, no_examples
+from .window import Reader, windows
 
-DEFAULT_KPIS = tuple(name for name in KPIS if name not in ("count", "entropy"))
-"""Of these, and of `entropy` at attention patterns; `count` is the length of the text."""
-WINDOW = 32
-"""Batches whose examples are sorted by length together, and written together."""
+DEFAULT_KPIS = tuple(name for name in KPIS if name != "count")
+"""`count` is the length of the text; `entropy` is there at attention patterns only."""
+
+SiteNames = str | Site | Sequence[str | Site]
 
 
 def compare(
     lens: Inspector,
     examples: Any,
     *,
-    sites: str | Site | Sequence[str | Site],
+    sites: SiteNames,
     kpis: Sequence[str] | None = None,
     text: str = "text",
-    categories: Sequence[str] = ("category",),
+    categories: str | Sequence[str] = "category",
     pair: str | None = None,
+    directions: SiteNames = (),
+    units: SiteNames = (),
     batch_size: int = 16,
     max_tokens: int | None = None,
-    keep: int = 512,
+    keep: int = 1024,
     out: str | Path | None = None,
     resume: bool = False,
+    window: int = 512,
+    shard: tuple[int, int] = (0, 1),
     seed: int = 0,
     model: str = "",
     progress: Progress | None = None,
@@ -57,64 +65,78 @@ def compare(
 
     Args:
         lens: an open inspector on a language model, with a tokenizer.
-        examples: a csv, jsonl or parquet file, a DataFrame, or an iterable of mappings; see `read_examples`, also for
-            `text`, `categories` and `pair`.
+        examples: a csv, jsonl or parquet file, a DataFrame, an iterable of mappings, or a `Corpus` of one; see there
+            also for `text`, `categories` and `pair`. All but an iterator is read through, and checked, before anything
+            runs.
         sites: sites or globs. Attention patterns make the model run with eager attention.
         kpis: of `engine.KPIS`; None for `DEFAULT_KPIS`.
+        directions: sites or globs whose mean vector over the tokens is kept, of each kept example, for
+            `Comparison.directions`: the test for differences that show in no scalar.
+        units: sites or globs of whose every unit the mean over the tokens is compared, for `Comparison.units`.
         batch_size: examples of one forward.
         max_tokens: longest example that is accepted; None for what the model takes.
-        keep: examples of each category that are kept for permutations and AUROC, chosen by a hash of the example.
+        keep: examples of each category that are kept for permutations and AUROC, chosen by a hash of their content.
         out: new or empty folder for the result; None keeps it in memory.
-        resume: go on with what `out` holds.
+        resume: go on with what `out` holds; windows that are damaged are run again.
+        window: examples that are sorted by length together, and written together.
+        shard: (i, n): only every n-th window from the i-th on.
         seed: of the choice of kept examples.
-        model: what the result calls the model.
+        model: what the result calls the model; its own name if empty.
         progress: called with (examples done, examples in all, or 0 where that is not known).
 
     Raises:
         InputError: before the first forward where it can be known: no such KPI, an example that cannot be read or is
-            too long, a folder that cannot be used. What was finished is kept.
+            too long, a folder that cannot be used or holds another comparison. What was finished is kept.
         SiteError, UnsupportedError: as `Inspector.run`.
     """
-    names = _kpis(kpis)
-    if batch_size < 1 or keep < 2:
-        raise InputError(f"batch_size is {batch_size} and keep is {keep}; they must be at least 1 and 2")
+    _check_numbers(batch_size, keep, window, shard, max_tokens)
     if lens.architecture.family is None or lens.tokenizer is None:
         raise InputError("compare() takes texts: it needs a language model of a known family and its tokenizer")
-    chosen = [site.name for site in lens.architecture.sites.resolve(sites)]
-    limit = min(max_tokens or 10**9, _limit(lens))
-    facts = Facts(
-        sites=chosen, kpis=names, columns=list(categories), backend=lens.name, library=_version(lens), model=model,
-        dtype=str(lens._dtype).removeprefix("torch."), seed=seed, keep=keep,
-    )  # fmt: skip
-    source = read_examples(examples, text=text, categories=categories, pair=pair)
-    first = next(source, None)  # a file that cannot be read is told before anything else
-    if first is None:
-        raise InputError("there are no examples")
-    source = _chain(first, source)
-    folder = None if out is None else Folder(Path(out), facts, resume)
-    result = Comparison(facts) if folder is None else folder.result
-    total = len(examples) if hasattr(examples, "__len__") and not isinstance(examples, str | Path) else 0
-    reader = _Reader(lens, chosen, names, limit)
-    for number, window in enumerate(_windows(source, WINDOW * batch_size)):
-        mark = _fingerprint(window)
-        if folder is not None and number < len(folder.done):
-            folder.check(number, mark)
-        else:
-            values, elements, lengths = reader.window(window, batch_size)
-            result.add(window, values, elements, lengths)
+    corpus = examples if isinstance(examples, Corpus) else Corpus(examples, text=text, categories=categories, pair=pair)
+    facts = _facts(lens, sites, kpis, directions, units, corpus, seed, keep, model)
+    reader = Reader(lens, facts, batch_size, min(max_tokens or 10**9, _limit(lens)))
+    run = {"batch_size": batch_size, "window": window, "shard": list(shard)}
+    survey, source = _surveyed(corpus, reader)
+    folder = None if out is None else Folder(Path(out), facts, run, corpus, survey, resume)
+    result = Comparison(facts)
+    done = 0
+    for number, group in enumerate(windows(source, window)):
+        if number % shard[1] != shard[0]:
+            done = group[-1].number + 1
+            continue
+        stored = None if folder is None else folder.read(number, group)
+        if stored is None:
+
+            def told(count: int) -> None:
+                nonlocal done
+                done += count
+                if progress:
+                    progress(done, survey.n if survey else 0)
+
+            stored = reader.window(number, group, told)
+            result.add(stored)
             if folder is not None:
-                folder.write(number, mark, window, values, elements, lengths)
+                folder.write(stored, result.kept_numbers)
+        else:
+            result.add(stored)
+        done = group[-1].number + 1
         if progress:
-            progress(window[-1].number + 1, total)
+            progress(done, survey.n if survey else 0)
     result.complete = True
     if folder is not None:
-        folder.finish()
+        folder.finish(done)
     return result
 
 
-def _windows(source: Iterator[Example], size: int) -> Iterator[list[Example]]:
-    while window := list(islice(source, size)):
-        yield window
+def _surveyed(corpus: Corpus, reader: Reader) -> tuple[Survey | None, Iterable[Example]]:
+    """The corpus after a first reading; of an iterator only its first example is looked at."""
+    if corpus.again:
+        return corpus.survey(reader.check), corpus
+    source = iter(corpus)
+    first = next(source, None)
+    if first is None:
+        raise no_examples(corpus.source)
+    return None, _chain(first, source)
 
 
 def _chain(first: Example, rest: Iterator[Example]) -> Iterator[Example]:
@@ -122,69 +144,56 @@ def _chain(first: Example, rest: Iterator[Example]) -> Iterator[Example]:
     yield from rest
 
 
-class _Reader:
-    """Runs windows of examples and takes the figures where the tensors pass."""
-
-    def __init__(self, lens: Inspector, sites: list[str], kpis: list[str], limit: int) -> None:
-        self.lens, self.sites, self.limit = lens, sites, limit
-        self.columns = [KPIS.index(name) for name in kpis]
-
-    def window(self, window: list[Example], batch_size: int) -> tuple[Array, Array, list[int]]:
-        """(example, site * KPI) figures, (example, site, fields) sums over elements, and lengths in tokens."""
-        rows = [list(self.lens.tokenizer(example.text)["input_ids"]) for example in window]
-        for example, row in zip(window, rows, strict=True):
-            if not 0 < len(row) <= self.limit:
+def _facts(
+    lens: Inspector, sites: SiteNames, kpis: Sequence[str] | None, directions: SiteNames, units: SiteNames,
+    corpus: Corpus, seed: int, keep: int, model: str,
+) -> Facts:  # fmt: skip
+    """Everything that is asked, checked."""
+    table = lens.architecture.sites
+    chosen = table.resolve(sites)
+    if not chosen:
+        raise InputError("sites is empty: name at least one, such as 'blocks.*.resid_post'")
+    wide = {
+        name: table.resolve(given) if given else [] for name, given in (("directions", directions), ("units", units))
+    }
+    for site in (*chosen, *wide["directions"], *wide["units"]):
+        lens._require(capture_capability(site.kind, site.local), site)
+    for name, given in wide.items():
+        for site in given:
+            if site.kind != "canonical" or is_pattern(site.name):
                 raise InputError(
-                    f"example {example.number + 1} has {len(row):,} tokens; there must be 1 to {self.limit:,} "
-                    "(max_tokens, or what the model takes): shorten it, or leave it out"
+                    f"{name}={site.name!r}: it has no vector of fixed length at each token; name residual, attention "
+                    "or MLP sites, such as 'blocks.*.resid_post'"
                 )
-        elements = np.zeros((len(window), len(self.sites), len(FIELDS)))
-        order = np.argsort([len(row) for row in rows], kind="stable").tolist()
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            self._batch([rows[i] for i in batch], elements, batch)
-        figures = np.stack(
-            [
-                derive(elements[:, i], site.endswith("attn.pattern"))[:, self.columns]
-                for i, site in enumerate(self.sites)
-            ],
-            axis=1,
-        )
-        return figures.reshape(len(window), -1), elements, [len(row) for row in rows]
-
-    def _batch(self, rows: list[list[int]], elements: Array, at: list[int]) -> None:
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        real = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-        place = {site: i for i, site in enumerate(self.sites)}
-        family = self.lens.architecture.family
-        assert family is not None
-
-        def look(site: str, tensor: Tensor) -> None:
-            pattern = site.endswith("attn.pattern")
-            mask = _mask(tensor, real.to(tensor.device), pattern, family.causal)
-            elements[at, place[site]] = fields(tensor, mask, pattern, ())
-
-        self.lens.watch({"input_ids": ids, "attention_mask": real.long()}, self.sites, look)
-
-
-def _mask(tensor: Tensor, real: Tensor, pattern: bool, causal: bool) -> Tensor | None:
-    """Real elements of a site's tensor, with 1 in place of axes along which they are the same."""
-    if pattern:
-        return causal_mask(real) if causal else (real[:, :, None] & real[:, None])[:, None]
-    if tensor.ndim < 2 or tensor.shape[:2] != real.shape:  # a module's own tensor without the tokens' axis
-        return None
-    return real.view(*real.shape, *[1] * (tensor.ndim - 2))
+    sizes = {
+        name: {site.name: int(np.prod([site.sizes[axis] for axis in site.axes[2:]])) for site in given}
+        for name, given in wide.items()
+    }
+    name = model or getattr(lens.model.config, "_name_or_path", "") or type(lens.model).__name__
+    return Facts(
+        sites=[site.name for site in chosen], kpis=_kpis(kpis), directions=sizes["directions"], units=sizes["units"],
+        columns=corpus.columns, backend=lens.name, library=_version(lens), model=str(name), weights=_weights(lens),
+        dtype=str(lens._dtype).removeprefix("torch."), seed=seed, keep=keep,
+    )  # fmt: skip
 
 
 def _kpis(kpis: Sequence[str] | None) -> list[str]:
     if kpis is None:
         return list(DEFAULT_KPIS)
-    if not kpis or (unknown := [name for name in kpis if name not in KPIS]):
-        raise InputError(
-            f"kpis={list(kpis)}: there is no {unknown[0] if kpis else 'KPI'!r}; there are {', '.join(KPIS)}"
-        )
+    if not kpis or isinstance(kpis, str) or (unknown := [name for name in kpis if name not in KPIS]):
+        wrong = f"; there is no {unknown[0]!r}" if kpis and not isinstance(kpis, str) else ""
+        raise InputError(f"kpis={kpis!r}: give a list of key figures{wrong}; there are {', '.join(KPIS)}")
     return list(dict.fromkeys(kpis))
+
+
+def _check_numbers(batch_size: int, keep: int, window: int, shard: tuple[int, int], max_tokens: int | None) -> None:
+    for name, value, least in (
+        ("batch_size", batch_size, 1), ("keep", keep, 2), ("window", window, 1), ("max_tokens", max_tokens, 1),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+    if not 0 <= shard[0] < shard[1]:
+        raise InputError(f"shard is {shard}; it is (i, n) with i from 0 to n - 1")
 
 
 def _limit(lens: Inspector) -> int:
@@ -193,14 +202,16 @@ def _limit(lens: Inspector) -> int:
 
 
 def _version(lens: Inspector) -> str:
-    from importlib.metadata import version
-
     library = lens.library or "torch"
     return f"{library} {version(library)}"
 
 
-def _fingerprint(window: list[Example]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for example in window:
-        digest.update(repr((example.text, example.categories, example.pair)).encode())
+def _weights(lens: Inspector) -> str:
+    """Digest of names, shapes and a few elements of every parameter: other weights under one name are noticed."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in lens.model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if parameter.device.type != "meta" and parameter.numel():
+            some = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 8)]
+            digest.update(some.double().cpu().numpy().tobytes())
     return digest.hexdigest()

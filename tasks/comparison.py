@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -15,14 +13,25 @@ import pandas as pd
 from crosslens.adapters.errors import InputError
 
 from . import statistics
-from .accumulators import Quantiles, joined
+from .category import Category, Kept, Shape, Vectors
+from .design import REST, Between
+from .direction import direction_tests
 from .engine import KPIS, derive
-from .examples import Example
-from .kernels import FIELDS, Array, empty
+from .examples import crossed
+from .kernels import Array
+from .omnibus import omnibus
+
+if TYPE_CHECKING:
+    from .window import Window
 
 RANKS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
+MOST_PAIRED = 8
+"""Categories up to which each is contrasted with each other; of more, each with all others together."""
 _SHOWN = ("n", "mean", "sd", "min", *RANKS, "max", "missing")
-MOST_TEXT = 2000  # characters of a kept example
+_KEPT = "of kept examples"
+_FROM_MOMENTS = (
+    "n_a", "n_b", "mean_a", "mean_b", "difference", "se", "g", "g_low", "g_high", "t", "df", "p_welch", "tested",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,9 @@ class Facts:
     Args:
         sites, kpis: whose figures were taken, in order.
         columns: names of the category columns.
-        backend, library, model, dtype: what ran.
+        backend, library, model, weights, dtype: what ran; `weights` is a digest.
         seed, keep: which examples are kept, and how many of each category.
+        directions, units: sites of whose mean vectors the whole, and each unit, is compared, with their sizes.
     """
 
     sites: list[str]
@@ -42,61 +52,42 @@ class Facts:
     backend: str
     library: str
     model: str
+    weights: str
     dtype: str
     seed: int
     keep: int
+    directions: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
 
     @property
     def crossed(self) -> str:
         """Name of the column that tells categories apart: the only one, or `crossed`, all of them joined."""
         return self.columns[0] if len(self.columns) == 1 else "crossed"
 
+    def kpis_at(self, site: str) -> list[str]:
+        """KPIs of a site; only an attention pattern has an entropy."""
+        return [kpi for kpi in self.kpis if kpi != "entropy" or is_pattern(site)]
+
     @property
     def features(self) -> list[tuple[str, str]]:
         """(site, KPI) in the order of the figures of an example."""
-        return [(site, kpi) for site in self.sites for kpi in self.kpis]
+        return [(site, kpi) for site in self.sites for kpi in self.kpis_at(site)]
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of what is kept."""
+        vector, units = sum(self.directions.values()), sum(self.units.values())
+        return Shape(len(self.features), len(self.sites), vector, units, self.keep, self.seed)
 
     def difference(self, other: Facts) -> str:
         """What differs, in words; empty where nothing does."""
         mine, theirs = asdict(self), asdict(other)
-        return "; ".join(f"{k}: {mine[k]} and {theirs[k]}" for k in mine if mine[k] != theirs[k])
+        return "; ".join(f"{k}: {_differing(mine[k], theirs[k])}" for k in mine if mine[k] != theirs[k])
 
 
-class _Category:
-    """What is kept of one category.
-
-    Attributes:
-        moments: (feature, fields) of the examples' figures.
-        elements: (site, fields) of all elements of all examples.
-        sketches: of the examples' figures, by feature.
-        missing: (feature,) examples without a figure.
-        kept: heap of (-hash, number, example, figures), the smallest hashes.
-    """
-
-    def __init__(self, facts: Facts) -> None:
-        self.n = 0
-        self.moments: Array = empty(len(facts.features))
-        self.elements: Array = empty(len(facts.sites))
-        self.sketches = Quantiles(len(facts.features))
-        self.missing: Array = np.zeros(len(facts.features))
-        self.kept: list[tuple[int, int, Example, Array]] = []
-
-    def add(self, examples: Sequence[Example], values: Array, elements: Array, facts: Facts) -> None:
-        self.n += len(examples)
-        self.missing += (~np.isfinite(values)).sum(axis=0)
-        for row, part in zip(values, elements, strict=True):
-            self.moments = joined(self.moments, _of_one(row))
-            self.elements = joined(self.elements, part)
-        self.sketches.update(values)
-        for example, row in zip(examples, values, strict=True):
-            self.keep(_hash(example, facts.seed), example, row, facts.keep)
-
-    def keep(self, key: int, example: Example, values: Array, most: int) -> None:
-        entry = (-key, -example.number, example, values)
-        if len(self.kept) < most:
-            heapq.heappush(self.kept, entry)
-        elif entry[:2] > self.kept[0][:2]:
-            heapq.heapreplace(self.kept, entry)
+def is_pattern(site: str) -> bool:
+    """Whether a site's rows are distributions."""
+    return site.endswith("attn.pattern")
 
 
 class Comparison:
@@ -105,21 +96,26 @@ class Comparison:
     Attributes:
         facts: what was compared.
         complete: whether all examples were seen.
+        problems: what of it could not be read, in words.
     """
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.complete = False
-        self._categories: dict[tuple[str, ...], _Category] = {}
+        self.problems: list[str] = []
+        self._categories: dict[tuple[str, ...], Category] = {}
 
-    def add(self, examples: Sequence[Example], values: Array, elements: Array, lengths: Sequence[int]) -> None:
-        """Take in examples with their figures (example, feature), sums (example, site, fields) and lengths."""
-        by_category: dict[tuple[str, ...], list[int]] = {}
-        for i, example in enumerate(examples):
-            by_category.setdefault(example.categories, []).append(i)
-        for labels, rows in by_category.items():
-            kept = self._categories.setdefault(labels, _Category(self.facts))
-            kept.add([examples[i] for i in rows], values[rows], elements[rows], self.facts)
+    def add(self, window: Window) -> None:
+        """Take in a window."""
+        for labels, sums in window.sums.items():
+            rows = [i for i, example in enumerate(window.examples) if example.categories == labels]
+            self.at(labels).add(
+                [window.examples[i] for i in rows], window.figures[rows], window.vectors[rows], sums
+            )  # fmt: skip
+
+    def at(self, labels: tuple[str, ...]) -> Category:
+        """What is kept of a category, by its label in each column; an empty one if it is new."""
+        return self._categories.setdefault(labels, Category(self.facts.shape))
 
     def merge(self, other: Self) -> Self:
         """Both together, as a new comparison: the same as one pass over both corpora, to rounding.
@@ -132,15 +128,9 @@ class Comparison:
         out = type(self)(self.facts)
         for part in (self, other):
             for labels, category in part._categories.items():
-                into = out._categories.setdefault(labels, _Category(self.facts))
-                into.n += category.n
-                into.moments = joined(into.moments, category.moments)
-                into.elements = joined(into.elements, category.elements)
-                into.missing = into.missing + category.missing
-                into.sketches = into.sketches.merge(category.sketches)
-                for key, _, example, values in category.kept:
-                    into.keep(-key, example, values, self.facts.keep)
+                out._categories[labels] = out.at(labels).merge(category)
         out.complete = self.complete and other.complete
+        out.problems = [*self.problems, *other.problems]
         return out
 
     # ---- what a reader sees
@@ -151,9 +141,9 @@ class Comparison:
         return sum(category.n for category in self._categories.values())
 
     @property
-    def categories(self) -> list[str]:
-        """Crossed labels, in order of first appearance."""
-        return [" × ".join(labels) for labels in self._categories]
+    def categories(self) -> dict[str, int]:
+        """Number of examples of each crossed category, in order of first appearance."""
+        return {crossed(labels): category.n for labels, category in self._categories.items()}
 
     @property
     def table(self) -> pd.DataFrame:
@@ -167,46 +157,32 @@ class Comparison:
             frame = pd.DataFrame(self.facts.features, columns=["site", "kpi"])
             for name, label in zip(self.facts.columns, labels, strict=True):
                 frame[name] = label
-            frame[self.facts.crossed] = " × ".join(labels)
-            f = dict(zip(FIELDS, category.moments.T, strict=True))
-            count = f["count"]
-            seen = count > 0
-            frame["n"] = count.astype(int)
-            frame["mean"] = np.where(seen, f["mean"], np.nan)
-            frame["sd"] = np.sqrt(np.divide(f["m2"], count - 1, out=np.full_like(count, np.nan), where=count > 1))
-            frame["min"] = np.where(seen, f["low"], np.nan)
-            for name, column in zip(RANKS, self._quantiles(category).T, strict=True):
+            frame[self.facts.crossed] = crossed(labels)
+            figures, seen = category.moments.figures(), category.moments.count > 0
+            frame["n"] = figures["count"].astype(int)
+            frame["mean"] = figures["mean"]
+            frame["sd"] = np.sqrt(figures["variance"])
+            frame["min"] = np.where(seen, category.low, np.nan)
+            for name, column in zip(RANKS, category.quantiles(list(RANKS.values())).T, strict=True):
                 frame[name] = column
-            frame["max"] = np.where(seen, f["high"], np.nan)
+            frame["max"] = np.where(seen, category.high, np.nan)
             frame["missing"] = category.missing.astype(int)
             frame["pooled"] = self._pooled(category)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    def _quantiles(self, category: _Category) -> Array:
-        if len(category.kept) < category.n:
-            return category.sketches.quantiles(list(RANKS.values()))
-        values = np.stack([entry[3] for entry in category.kept])
-        values = np.where(np.isfinite(values), values, np.nan)
-        usable = ~np.isnan(values).all(axis=0)
-        found = np.full((values.shape[1], len(RANKS)), np.nan)
-        if usable.any():
-            found[usable] = np.nanquantile(values[:, usable], list(RANKS.values()), axis=0).T
-        return found
-
-    def _pooled(self, category: _Category) -> Array:
-        columns = [KPIS.index(name) for name in self.facts.kpis]
-        rows = [
-            derive(category.elements[i : i + 1], site.endswith("attn.pattern"))[0, columns]
-            for i, site in enumerate(self.facts.sites)
-        ]
+    def _pooled(self, category: Category) -> Array:
+        rows = []
+        for i, site in enumerate(self.facts.sites):
+            columns = [KPIS.index(name) for name in self.facts.kpis_at(site)]
+            rows.append(derive(category.elements[i : i + 1], is_pattern(site))[0, columns])
         return np.concatenate(rows)
 
     @property
     def examples(self) -> pd.DataFrame:
         """The kept examples: number, text, pair, the category columns, and `crossed` where there are several."""
         rows = []
-        for example, _ in self._kept():
+        for example in (kept.example for kept in self._kept()):
             labels = dict(zip(self.facts.columns, example.categories, strict=True))
             common: dict[str, Any] = {"number": example.number, "text": example.text, "pair": example.pair}
             rows.append({**common, **labels, self.facts.crossed: example.label})
@@ -215,13 +191,29 @@ class Comparison:
 
     @property
     def values(self) -> Array:
-        """(kept example, feature) figures, in the order of `examples`."""
-        kept = [values for _, values in self._kept()]
+        """(kept example, feature) figures, in the order of `examples`; features as `facts.features`."""
+        kept = [kept.figures for kept in self._kept()]
         return np.stack(kept) if kept else np.empty((0, len(self.facts.features)))
 
-    def _kept(self) -> list[tuple[Example, Array]]:
-        entries = [entry for category in self._categories.values() for entry in category.kept]
-        return [(e, v) for _, _, e, v in sorted(entries, key=lambda entry: entry[2].number)]
+    @property
+    def vectors(self) -> dict[str, Vectors]:
+        """Site -> (kept example, d) mean vectors over the tokens, of `facts.directions`, in the order of `examples`."""
+        kept = [kept.vector for kept in self._kept()]
+        all_ = np.stack(kept) if kept else np.empty((0, self.facts.shape.vector), dtype=np.float32)
+        sizes = self.facts.directions
+        ends = np.cumsum(list(sizes.values())).tolist()
+        return {site: all_[:, end - size : end] for (site, size), end in zip(sizes.items(), ends, strict=True)}
+
+    @property
+    def kept_numbers(self) -> set[int]:
+        """Numbers of the kept examples."""
+        return set().union(*(category.numbers for category in self._categories.values()))
+
+    def _kept(self) -> list[Kept]:
+        kept = [each for category in self._categories.values() for each in category.kept]
+        return sorted(kept, key=lambda each: (each.example.number, each.example.mark))
+
+    # ---- what differs
 
     def contrasts(self, column: str | None = None, **options: Any) -> pd.DataFrame:
         """Contrasts between categories at every site and KPI; columns as of `statistics.contrasts`, with site and kpi.
@@ -229,22 +221,28 @@ class Comparison:
         Args:
             column: one of the category columns, for its main effect within strata of the others; None for the crossed
                 category.
-            options: of `statistics.contrasts`: between, permutations, seed, level.
+            options: of `statistics.contrasts`: between, permutations, seed, level. Of more than `MOST_PAIRED`
+                categories each is contrasted with the rest, unless `between` says otherwise.
 
-        They are computed from the kept examples; where fewer are kept than were seen, `.attrs["examples"]` says how
-        many.
+        While all examples are kept, all figures are of all of them. Where fewer are kept than were seen, means, g and
+        Welch's test are from the moments of all, AUROC and permutations from those kept; paired designs and main
+        effects are of those kept alone. `note` says so, and `.attrs["examples"]` how many are kept.
         """
         examples, values = self.examples, self.values
-        name = column or self.facts.crossed
-        if name not in (*self.facts.columns, self.facts.crossed):
-            raise InputError(f"there is no category column {name!r}; there are {', '.join(self.facts.columns)}")
+        name = self._column(column)
         others = [c for c in self.facts.columns if c != name]
-        strata = None if column is None or not others else examples[others].agg(" × ".join, axis=1).tolist()
+        stratified = column is not None and len(self.facts.columns) > 1
+        strata = [crossed(row) for row in examples[others].to_numpy().tolist()] if stratified else None
         pairs = [pair or None for pair in examples["pair"]]
+        if options.get("between") is None:
+            options["between"] = self._between(name)
         found = statistics.contrasts(
             values, examples[name].tolist(), names=self.facts.features, strata=strata,
             pairs=pairs if any(pairs) else None, **options,
         )  # fmt: skip
+        if len(examples) < self.n and len(found):
+            everywhere = np.ones(len(found), dtype=np.bool_)
+            found = self._with_moments(found, options) if strata is None else _noted(found, _KEPT, everywhere)
         found.insert(0, "site", [feature[0] for feature in found["feature"]])
         found.insert(1, "kpi", [feature[1] for feature in found["feature"]])
         found.attrs["examples"] = f"{len(examples)} of {self.n}"
@@ -254,15 +252,110 @@ class Comparison:
         """Where the categories differ most, strongest first; options as of `contrasts`."""
         return statistics.ranking(self.contrasts(**options))
 
-    def to_html(self, path: str | Path, **options: Any) -> Path:
-        """Write one self-contained page: heat map, distributions, ranking, examples; options as of `contrasts`.
+    def omnibus(self, **options: Any) -> pd.DataFrame:
+        """One test a site and KPI over all crossed categories, from the kept examples: see `omnibus.omnibus`."""
+        examples = self.examples
+        pairs = [pair or None for pair in examples["pair"]]
+        labels = examples[self.facts.crossed].tolist()
+        names = self.facts.features
+        found = omnibus(self.values, labels, names=names, pairs=pairs if any(pairs) else None, **options)
+        found.insert(0, "site", [feature[0] for feature in found["feature"]])
+        found.insert(1, "kpi", [feature[1] for feature in found["feature"]])
+        return found
+
+    def directions(self, column: str | None = None, **options: Any) -> pd.DataFrame:
+        """Whether categories lie apart in direction or distribution, at each site of `facts.directions`: one row each.
+
+        Columns as of `direction.direction_tests`. From the mean vectors of the kept examples; versions of one item are
+        one group. `.attrs["left_out"]` is the number of examples with a vector that is not finite.
+
+        Args:
+            column: one of the category columns; None for the crossed category.
+            options: of `direction_tests`: permutations, folds, seed.
+
+        Raises:
+            InputError: no site's vectors were kept.
+        """
+        if not self.facts.directions:
+            raise InputError("no vectors were kept; name the sites: compare(..., directions='blocks.*.resid_post')")
+        examples, vectors = self.examples, self.vectors
+        finite = np.all([np.isfinite(each).all(axis=1) for each in vectors.values()], axis=0)
+        labels = examples[self._column(column)][finite].tolist()
+        if len(set(labels)) < 2:
+            return pd.DataFrame(columns=["site"])
+        groups = [pair or f"example {n}" for pair, n in zip(examples["pair"], examples["number"], strict=True)]
+        grouped = [group for group, use in zip(groups, finite, strict=True) if use] if any(examples["pair"]) else None
+        found = direction_tests({s: v[finite] for s, v in vectors.items()}, labels, groups=grouped, **options)
+        found.attrs["left_out"] = int((~finite).sum())
+        return found
+
+    def units(self, **options: Any) -> pd.DataFrame:
+        """Contrasts of every unit of `facts.units`, from the moments of all examples' means over their tokens.
+
+        Columns site, unit (its number on the flattened last axes), and those of `statistics.contrasts_from_moments`,
+        which takes `options`.
+
+        Raises:
+            InputError: no units were kept.
+        """
+        if not self.facts.units:
+            raise InputError("no units were kept; name the sites: compare(..., units='blocks.*.mlp.post')")
+        names = [(site, unit) for site, size in self.facts.units.items() for unit in range(size)]
+        found = self._from_moments([c.units for c in self._categories.values()], names, options)
+        found.insert(0, "site", [feature[0] for feature in found["feature"]])
+        found.insert(1, "unit", [feature[1] for feature in found["feature"]])
+        return found
+
+    def _from_moments(self, moments: Sequence[Any], names: Sequence[Any], options: dict[str, Any]) -> pd.DataFrame:
+        figures = [each.figures() for each in moments]
+        n, mean, variance = (np.stack([each[key] for each in figures]) for key in ("count", "mean", "variance"))
+        if options.get("between") is None:
+            options["between"] = self._between(self.facts.crossed)
+        return statistics.contrasts_from_moments(n, mean, variance, list(self.categories), names=names, **options)
+
+    def _with_moments(self, found: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
+        """Contrasts of kept examples, with what moments of all say in its place where the test is unpaired."""
+        mine = {key: value for key, value in options.items() if key in ("between", "level")}
+        of_all = self._from_moments([c.moments for c in self._categories.values()], self.facts.features, mine)
+        keys = ["a", "b", "feature"]
+        other = of_all.set_index(keys).reindex(pd.MultiIndex.from_frame(found[keys])).reset_index(drop=True)
+        use = ((found["tested"] != "paired") & (other["tested"] == "unpaired")).to_numpy()
+        for name in _FROM_MOMENTS:
+            found[name] = np.where(use, other[name], found[name])
+        found = found.astype({"n_a": np.int64, "n_b": np.int64})
+        found = _noted(found, "AUROC and permutations of kept examples", use)
+        return statistics.with_q_values(_noted(found, _KEPT, ~use))
+
+    def _between(self, column: str) -> Between:
+        """What is contrasted with what, in order of first appearance among all examples."""
+        found = list(self.categories)
+        if column != self.facts.crossed:
+            at = self.facts.columns.index(column)
+            found = list(dict.fromkeys(labels[at] for labels in self._categories))
+        if len(found) > MOST_PAIRED:
+            return REST
+        return [(a, b) for i, a in enumerate(found) for b in found[i + 1 :]]
+
+    def _column(self, column: str | None) -> str:
+        name = column or self.facts.crossed
+        if name not in (*self.facts.columns, self.facts.crossed):
+            raise InputError(f"there is no category column {name!r}; there are {', '.join(self.facts.columns)}")
+        return name
+
+    # ---- files
+
+    def to_html(self, path: str | Path, contrasts: pd.DataFrame | None = None, **options: Any) -> Path:
+        """Write one self-contained page: heat map, distributions, ranking, examples.
+
+        Args:
+            contrasts: as `contrasts()` gave them; None computes them, with `options`.
 
         Raises:
             InputError: the file cannot be written.
         """
         from .page import page
 
-        found = self.contrasts(**options)
+        found = self.contrasts(**options) if contrasts is None else contrasts
         named = {self.facts.crossed: "category"}
         examples = self.examples[["text", self.facts.crossed]].rename(columns=named)
         table = self.table[["site", "kpi", self.facts.crossed, *_SHOWN]].rename(columns=named)
@@ -287,28 +380,28 @@ class Comparison:
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:
-        """What `save`, or `compare` with `out`, wrote; an unfinished one has `complete` False.
+        """What `save`, or `compare` with `out`, wrote.
+
+        Of an unfinished or damaged one, what is whole: `complete` is then False, and `problems` says what is damaged.
 
         Raises:
-            InputError: there is none, it is damaged, or of a newer version.
+            InputError: there is none, or it is of another version.
         """
         from .comparison_store import load
 
         return load(Path(folder))
 
 
-def _of_one(values: Array) -> Array:
-    """(feature, fields) of one figure each."""
-    out = empty(len(values))
-    seen = np.isfinite(values)
-    v = np.where(seen, values, 0.0)
-    out[:, 0], out[:, 1] = seen, v
-    out[:, 5], out[:, 6] = np.abs(v), v * v
-    out[seen, 7] = out[seen, 8] = v[seen]
-    return out
+def _noted(table: pd.DataFrame, note: str, rows: Any) -> pd.DataFrame:
+    notes = table["note"].copy()
+    notes[rows] = [f"{each}; {note}" if each else note for each in notes[rows]]
+    return table.assign(note=notes)
 
 
-def _hash(example: Example, seed: int) -> int:
-    """The same for all versions of an item, so that kept pairs are whole."""
-    what = example.pair or (example.text, example.categories)
-    return int.from_bytes(hashlib.blake2b(repr((seed, what)).encode(), digest_size=8).digest(), "big")
+def _differing(mine: Any, theirs: Any) -> str:
+    """Two values that differ; of long lists, how many items and the first that only one has."""
+    if not isinstance(mine, list | dict) or len(mine) + len(theirs) <= 8:
+        return f"{mine} and {theirs}"
+    only = [[item for item in one if item not in two] for one, two in ((mine, theirs), (theirs, mine))]
+    shown = [f"{items[0]!r} only in the {side}" for items, side in zip(only, ("first", "second"), strict=True) if items]
+    return f"{len(mine)} and {len(theirs)}, {', '.join(shown) or 'in another order'}"

@@ -1,17 +1,18 @@
 """The folder of a comparison: `comparison.json`, and a Parquet file for each window of examples.
 
-    comparison.json      schema, what was compared, versions, whether it is complete, and the parts with their marks
-    part-00000.parquet   one row an example: number, text, pair, categories, tokens, figures, elements
+    comparison.json      schema, what was compared, versions, whether it is complete, and each part with its digest
+    part-00000.parquet   one row an example: number, text, pair, mark, categories, tokens, figures, vector
 
-A part is written beside its place, flushed and renamed, and only then named in `comparison.json`: after a kill or on a
-full disk a folder holds whole parts alone, and `compare(..., resume=True)` goes on behind them.
+A part is written beside its place, flushed and renamed, and only then named in `comparison.json`, which is replaced as
+a whole: after a kill or on a full disk, what it names is whole. What is damaged later does not have its digest, and
+`compare(..., resume=True)` runs these windows again, and no others.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +22,15 @@ import numpy as np
 
 from crosslens.adapters.errors import InputError
 
-from .comparison import MOST_TEXT, Comparison, Facts
-from .examples import Example
-from .kernels import FIELDS, Array
+from .category import Category, Kept
+from .comparison import Comparison, Facts
+from .examples import Corpus, Example, Survey, crossed
+from .parts import digest, read_part, replace_file, write_part
+from .window import Window, mark, windows
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "comparison.json"
+SUMS, KEPT = "sums.npz", "kept.parquet"
 
 
 class Folder:
@@ -35,126 +39,142 @@ class Folder:
     Args:
         path: of the folder.
         facts: what is compared.
+        run: batch size, window and shard, which a resumed run must share.
+        corpus, survey: the examples, and what they hold where that is known.
         resume: whether to go on with what is there.
 
-    Attributes:
-        done: marks of the windows that are finished.
-        result: what they hold.
-
     Raises:
-        InputError: the folder is in use, holds something else, or cannot be written.
+        InputError: the folder is in use, holds something else or another comparison, or cannot be written.
     """
 
-    def __init__(self, path: Path, facts: Facts, resume: bool) -> None:
-        self.path = path
-        self.facts = facts
-        there = path.exists() and any(path.iterdir())
-        if there and not resume:
-            raise InputError(f"{path} is not empty: name another folder, or resume what it holds")
-        if there:
-            state = _read(path)
-            if difference := facts.difference(Facts(**state["facts"])):
-                raise InputError(f"{path} holds another comparison; they differ in {difference}")
-            self.done: list[str] = state["parts"]
-            self.result = load(path)
+    def __init__(
+        self, path: Path, facts: Facts, run: Mapping[str, Any], corpus: Corpus, survey: Survey | None, resume: bool
+    ) -> None:
+        self.path, self.facts, self.run = path, facts, dict(run)
+        self.corpus = None if survey is None else asdict(survey)
+        self.parts: dict[int, dict[str, Any]] = {}
+        self.used: set[int] = set()
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; name a folder that is new or empty")
+        if path.exists() and any(path.iterdir()):
+            if not resume:
+                raise InputError(f"{path} is not empty: name another folder, or resume what it holds")
+            self._go_on(corpus, survey)
             return
-        self.done, self.result = [], Comparison(facts)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._note(False)
         except OSError as error:
-            raise InputError(f"{path} cannot be made: {error}") from error
-        self._note(False)
+            raise InputError(f"{path} cannot be written: {error}") from error
 
-    def check(self, number: int, mark: str) -> None:
-        """Raise InputError if a window is not the one that was read before."""
-        if self.done[number] != mark:
-            raise InputError(
-                f"{self.path} was made from other examples: they differ within window {number + 1}; name another folder"
-            )
+    def _go_on(self, corpus: Corpus, survey: Survey | None) -> None:
+        state = _read(self.path)
+        if "run" not in state:
+            raise InputError(f"{self.path} holds a comparison that was saved, and cannot go on; name another folder")
+        if difference := self.facts.difference(Facts(**state["facts"])):
+            raise InputError(f"{self.path} holds another comparison; this one and that differ in {difference}")
+        for name, value in self.run.items():
+            if state["run"][name] != value:
+                raise InputError(
+                    f"{self.path} was made with {name}={state['run'][name]}, not {value}: resume with that"
+                )
+        self.parts = {part["window"]: part for part in state["parts"]}
+        before = state["corpus"]
+        self.corpus = self.corpus or before
+        if survey is not None and before is not None and survey.mark != before["mark"]:
+            for number, group in enumerate(windows(corpus, self.run["window"])):
+                self.read(number, group)  # says which example, if it was run before
+            then, now = _counted(before["n"], before["counts"]), _counted(survey.n, survey.counts)
+            raise self._other(f"{then} then, {now} now")
 
-    def write(
-        self, number: int, mark: str, window: Sequence[Example], values: Array, elements: Array, lengths: Sequence[int]
-    ) -> None:
-        """Keep a window.
+    def read(self, number: int, examples: Sequence[Example]) -> Window | None:
+        """The finished window of these examples; None if it is not there, or damaged.
+
+        Raises:
+            InputError: it is of other examples; says which is the first.
+        """
+        entry = self.parts.get(number)
+        if entry is None:
+            return None
+        self.used.add(number)
+        window = read_part(_part(self.path, number), entry["digest"], self.facts.shape)
+        if entry["mark"] != mark(examples):
+            held = [] if window is None else window.examples
+            pairs = zip(held, examples, strict=False)
+            first = next((pair for pair in pairs if pair[0].mark != pair[1].mark), None)
+            if first is not None:
+                raise self._other(f"example {first[1].number + 1} was {_shown(first[0])} and is {_shown(first[1])}")
+            raise self._other(f"window {number + 1} had {entry['n']} examples and has {len(examples)}, or others")
+        return window
+
+    def write(self, window: Window, kept: set[int]) -> None:
+        """Keep a window, with the vectors of the examples that are kept.
 
         Raises:
             InputError: it cannot be written, as on a full disk; what was written before is whole.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        table = pa.table(
-            {
-                "number": [example.number for example in window],
-                "text": [example.text[:MOST_TEXT] for example in window],
-                "pair": [example.pair for example in window],
-                "categories": [list(example.categories) for example in window],
-                "tokens": list(lengths),
-                "figures": pa.array(list(values), pa.list_(pa.float64())),
-                "elements": pa.array(list(elements.reshape(len(window), -1)), pa.list_(pa.float64())),
-            }
-        )
-        path = _part(self.path, number)
-        part = path.with_suffix(".part")
+        path = _part(self.path, window.number)
         try:
-            parquet.write_table(table, part, compression="zstd")
-            _flush(part)
-            os.replace(part, path)
-            self.done.append(mark)
-            self._note(False)
+            data = write_part(path, window, kept)
+            entry = {"window": window.number, "n": len(window.examples), "mark": mark(window.examples), "digest": data}
+            self._note(False, {**self.parts, window.number: entry})
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise InputError(
-                f"{path} cannot be written: {error}; {len(self.done)} windows are kept, and resume goes on behind them"
+                f"{path} cannot be written: {error}; {len(self.parts)} finished windows are kept, and resume goes on "
+                "behind them"
             ) from error
+        self.used.add(window.number)
 
-    def finish(self) -> None:
-        """Say that all examples were seen."""
-        self._note(True)
+    def finish(self, n: int) -> None:
+        """Say that all examples were seen.
 
-    def _note(self, complete: bool) -> None:
-        state = {
-            "schema": SCHEMA,
-            "complete": complete,
-            "facts": asdict(self.facts),
-            "versions": {name: version(name) for name in ("crosslens", "torch", "transformers")},
-            "parts": self.done,
-        }
-        part = self.path / f".{NAME}.part"
-        part.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        _flush(part)
-        os.replace(part, self.path / NAME)
+        Raises:
+            InputError: parts are left that these examples do not reach, or the folder cannot be written.
+        """
+        if left := sorted(set(self.parts) - self.used):
+            raise self._other(f"it holds window {left[0] + 1}, and there are {n} examples now, which end before it")
+        try:
+            self._note(True)
+        except OSError as error:
+            raise InputError(f"{self.path / NAME} cannot be written: {error}; all windows are kept") from error
+
+    def _other(self, why: str) -> InputError:
+        return InputError(f"{self.path} was made from other examples: {why}; name another folder")
+
+    def _note(self, complete: bool, parts: dict[int, dict[str, Any]] | None = None) -> None:
+        parts = self.parts if parts is None else parts
+        state = _state(self.facts, complete) | {
+            "corpus": self.corpus, "run": self.run, "parts": [parts[number] for number in sorted(parts)],
+        }  # fmt: skip
+        replace_file(self.path / NAME, json.dumps(state, indent=1).encode())
+        self.parts = parts
 
 
 def save(comparison: Comparison, path: Path) -> None:
     """Write a comparison that is in memory: its kept examples, and the merged sums of each category."""
-    if path.exists() and any(path.iterdir()):
-        raise InputError(f"{path} is not empty: name another folder")
-    arrays: dict[str, Any] = {}
-    labels = []
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} is not a folder that is new or empty: name another")
+    arrays, labels, kept = {}, [], []
     for i, (names, category) in enumerate(comparison._categories.items()):
         labels.append(list(names))
-        arrays[f"{i}.n"] = np.array(category.n)
-        for name in ("moments", "elements", "missing"):
-            arrays[f"{i}.{name}"] = getattr(category, name)
-        for j, data in enumerate(category.sketches.to_bytes()):
-            arrays[f"{i}.sketch.{j}"] = np.frombuffer(data, dtype=np.uint8)
-        arrays[f"{i}.kept"] = np.array([values for _, _, _, values in category.kept]).reshape(len(category.kept), -1)
-    kept = [
-        [[-key, e.number, e.text[:MOST_TEXT], e.pair] for key, _, e, _ in category.kept]
-        for category in comparison._categories.values()
-    ]
-    state = {
-        "schema": SCHEMA, "complete": comparison.complete, "facts": asdict(comparison.facts), "labels": labels,
-        "kept": kept, "parts": [],
-    }  # fmt: skip
+        arrays |= {f"{i}.{name}": array for name, array in category.to_arrays().items()}
+        kept += category.kept
+    sums = io.BytesIO()
+    np.savez_compressed(sums, **arrays)
+    shape = comparison.facts.shape
+    window = Window(
+        0, [each.example for each in kept], [0] * len(kept),
+        np.array([each.figures for each in kept]).reshape(len(kept), shape.features),
+        np.array([each.vector for each in kept], dtype=np.float32).reshape(len(kept), shape.vector), {},
+    )  # fmt: skip
     try:
         path.mkdir(parents=True, exist_ok=True)
-        part = path / "sums.npz.part"
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(part, path / "sums.npz")
-        (path / NAME).write_text(json.dumps(state), encoding="utf-8")
+        replace_file(path / SUMS, sums.getvalue())
+        digests = {SUMS: digest(sums.getvalue())}
+        digests[KEPT] = write_part(path / KEPT, window, {each.example.number for each in kept})
+        state = _state(comparison.facts, comparison.complete)
+        state |= {"labels": labels, "digests": digests, "problems": comparison.problems}
+        replace_file(path / NAME, json.dumps(state, indent=1).encode())
     except OSError as error:
         raise InputError(f"the comparison cannot be written to {path}: {error}") from error
 
@@ -163,41 +183,41 @@ def load(path: Path) -> Comparison:
     """Read what `save` or a `Folder` wrote."""
     state = _read(path)
     result = Comparison(Facts(**state["facts"]))
-    result.complete = bool(state["complete"])
-    if (path / "sums.npz").exists():
-        _load_sums(path, state, result)
+    if "digests" in state:
+        _load_saved(path, state, result)
         return result
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    for number in range(len(state["parts"])):
-        try:
-            rows = parquet.read_table(_part(path, number)).to_pydict()
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{_part(path, number)} cannot be read: {error}") from error
-        examples = [
-            Example(*row)
-            for row in zip(rows["number"], rows["text"], map(tuple, rows["categories"]), rows["pair"], strict=True)
-        ]
-        elements = np.array(rows["elements"]).reshape(len(examples), len(result.facts.sites), len(FIELDS))
-        result.add(examples, np.array(rows["figures"], dtype=np.float64), elements, rows["tokens"])
+    for entry in state["parts"]:
+        part = _part(path, entry["window"])
+        window = read_part(part, entry["digest"], result.facts.shape)
+        if window is None:
+            result.problems.append(f"{part.name} is damaged or missing: its {entry['n']} examples are left out")
+        else:
+            result.add(window)
+    result.complete = bool(state["complete"]) and not result.problems
     return result
 
 
-def _load_sums(path: Path, state: dict[str, Any], result: Comparison) -> None:
-    from .accumulators import Quantiles
-    from .comparison import _Category
+def _load_saved(path: Path, state: dict[str, Any], result: Comparison) -> None:
+    shape, sums = result.facts.shape, path / SUMS
+    kept = read_part(path / KEPT, state["digests"][KEPT], shape)
+    try:
+        data = sums.read_bytes()
+        if kept is None or digest(data) != state["digests"][SUMS]:
+            raise ValueError("it is not what was written")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            for i, labels in enumerate(state["labels"]):
+                own = {name.split(".")[1]: arrays[name] for name in arrays if name.startswith(f"{i}.")}
+                result._categories[tuple(labels)] = Category.from_arrays(shape, own)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{sums if kept else path / KEPT} cannot be read: {error}") from error
+    for example, figures, vector in zip(kept.examples, kept.figures, kept.vectors, strict=True):
+        result.at(example.categories).keep(example.key(shape.seed), Kept(example, figures, vector))
+    result.complete, result.problems = bool(state["complete"]), list(state["problems"])
 
-    with np.load(path / "sums.npz", allow_pickle=False) as arrays:
-        for i, (labels, kept) in enumerate(zip(state["labels"], state["kept"], strict=True)):
-            category = result._categories.setdefault(tuple(labels), _Category(result.facts))
-            category.n = int(arrays[f"{i}.n"])
-            for name in ("moments", "elements", "missing"):
-                setattr(category, name, arrays[f"{i}.{name}"])
-            sketches = [arrays[f"{i}.sketch.{j}"].tobytes() for j in range(len(result.facts.features))]
-            category.sketches = Quantiles.from_bytes(sketches)
-            for (key, number, text, pair), values in zip(kept, arrays[f"{i}.kept"], strict=True):
-                category.keep(key, Example(number, text, tuple(labels), pair), values, result.facts.keep)
+
+def _state(facts: Facts, complete: bool) -> dict[str, Any]:
+    versions = {name: version(name) for name in ("crosslens", "torch", "transformers", "numpy")}
+    return {"schema": SCHEMA, "complete": complete, "facts": asdict(facts), "versions": versions}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -209,7 +229,11 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path / NAME} cannot be read: {error}") from error
     if schema != SCHEMA:
-        raise InputError(f"{path} has schema {schema}; this version of crosslens reads {SCHEMA}: install a newer one")
+        newer = isinstance(schema, int) and schema > SCHEMA
+        advice = (
+            "install the version of crosslens that wrote it, or a later one" if newer else "run the comparison again"
+        )
+        raise InputError(f"{path} has schema {schema!r}; this version of crosslens reads {SCHEMA}: {advice}")
     return state
 
 
@@ -217,6 +241,10 @@ def _part(path: Path, number: int) -> Path:
     return path / f"part-{number:05d}.parquet"
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _counted(n: int, counts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:6])
+    return f"{n} examples ({shown}{', …' if len(counts) > 6 else ''})"
+
+
+def _shown(example: Example) -> str:
+    return f"{example.text[:40]!r} in {crossed(example.categories)!r}"

@@ -1,11 +1,16 @@
-"""Examples of a comparison: texts with their categories, from a file, a frame or any iterable, checked one by one."""
+"""Examples of a comparison: texts with their categories, from a file, a frame or any iterable, checked one by one.
+
+What can be read twice (all but an iterator) is read once before any work, so that a mistake in the last row costs
+nothing; an iterator is checked as it comes.
+"""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,14 @@ import pandas as pd
 
 from crosslens.adapters.errors import InputError
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
+from .files import read_rows
+
+CROSS = " × "
+MOST_TEXT = 2000  # characters of a text that is kept beside its figures
+_OURS = (
+    "site", "kpi", "n", "mean", "sd", "min", "q05", "q25", "q50", "q75", "q95", "max", "missing", "pooled", "number",
+    "text", "pair", "crossed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,111 +37,156 @@ class Example:
         text: what the model reads.
         categories: its label in each category column, as text.
         pair: label of the item that it is a version of; empty for none.
+        mark: digest of the three, 32 hexadecimal digits.
     """
 
     number: int
     text: str
     categories: tuple[str, ...]
-    pair: str = ""
+    pair: str
+    mark: str
 
     @property
     def label(self) -> str:
         """The crossed category."""
-        return " × ".join(self.categories)
+        return crossed(self.categories)
+
+    def short(self) -> Example:
+        """The same with as much of the text as is kept."""
+        return self if len(self.text) <= MOST_TEXT else replace(self, text=self.text[:MOST_TEXT])
+
+    def key(self, seed: int) -> int:
+        """A number of 64 bits that depends on the content alone; all versions of an item have the same."""
+        return int.from_bytes(hashlib.blake2b(f"{seed} {self.pair or self.mark}".encode(), digest_size=8).digest())
 
 
-def read_examples(
-    source: Any, *, text: str = "text", categories: Sequence[str] = ("category",), pair: str | None = None
-) -> Iterator[Example]:
-    """Examples one after another; a source that streams is never held as a whole.
+def crossed(labels: Sequence[str]) -> str:
+    """One label of several; in quotes those that hold the sign that joins them."""
+    return CROSS.join(repr(label) if len(labels) > 1 and CROSS.strip() in label else label for label in labels)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a corpus holds: the number of examples, those of each crossed category, and a digest of all in order."""
+
+    n: int
+    counts: dict[str, int]
+    mark: str
+
+
+class Corpus:
+    """A source of examples, and how its columns are called.
 
     Args:
         source: a csv, jsonl or parquet file, a DataFrame, or an iterable of mappings.
         text: name of the column of texts.
-        categories: names of the columns of categories; several are crossed.
+        categories: name, or names, of the columns of categories; several are crossed.
         pair: name of the column of items whose versions are compared; None for `pair` where there is one.
 
     Raises:
-        InputError: a file that cannot be read, a missing column, or an example without text or category; says where.
+        InputError: names that cannot be used, or a source that is none of these.
     """
-    if not categories or text in categories:
-        raise InputError(f"categories={list(categories)}: name at least one column, and not that of the texts")
-    where = source if isinstance(source, str | Path) else "the examples"
-    rows = _rows(source)
-    for number, row in enumerate(rows):
-        yield _example(row, number, where, text, categories, pair)
 
+    def __init__(
+        self, source: Any, *, text: str = "text", categories: str | Sequence[str] = "category", pair: str | None = None
+    ) -> None:
+        names = [categories] if isinstance(categories, str) else list(categories)
+        used = [text, *names, *([pair] if pair else [])]
+        if not names or len(set(used)) < len(used):
+            raise InputError(
+                f"text={text!r}, categories={names}, pair={pair!r}: name at least one column of categories, and no "
+                "column twice"
+            )
+        if taken := [name for name in names if name in _OURS]:
+            raise InputError(f"a category column is called {taken[0]!r}, as a column of the result is; rename it")
+        known = isinstance(source, str | Path | pd.DataFrame)
+        if not known and (isinstance(source, Mapping) or not isinstance(source, Iterable)):
+            raise InputError(
+                f"examples are {type(source).__name__}; give a file, a DataFrame or an iterable of mappings"
+            )
+        self.source, self.text, self.columns, self.pair = source, text, names, pair
+        self.again = known or not isinstance(source, Iterator)
+        """Whether it can be read more than once."""
 
-def _example(row: Any, number: int, where: Any, text: str, categories: Sequence[str], pair: str | None) -> Example:
-    at = f"{where}, example {number + 1}"
-    if not isinstance(row, Mapping):
-        raise InputError(
-            f"{at}: it is {type(row).__name__}; an example is a mapping with {text!r} and {categories[0]!r}"
-        )
-    for name in (text, *categories, *([pair] if pair else [])):
-        if name not in row:
-            near = difflib.get_close_matches(name, map(str, row), n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{at}: there is no column {name!r}{hint} It has {', '.join(map(str, row))}")
-    content = row[text]
-    if not isinstance(content, str) or not content.strip():
-        raise InputError(f"{at}: {text!r} is {_shown(content)}; it must be a text that is not empty")
-    labels = [row[name] for name in categories]
-    for name, label in zip(categories, labels, strict=True):
-        if _missing(label) or (isinstance(label, str) and not label.strip()):
-            raise InputError(f"{at}: {name!r} is {_shown(label)}; every example needs a category")
-    item = row.get(pair or "pair")
-    return Example(number, content, tuple(map(str, labels)), "" if _missing(item) else str(item))
+    def __iter__(self) -> Iterator[Example]:
+        """Examples one after another; what streams is never held as a whole.
 
+        Raises:
+            InputError: a file that cannot be read, a missing column, or an example without text or category; says
+                where.
+        """
+        where = self.source if isinstance(self.source, str | Path) else "the examples"
+        for number, row in enumerate(self._rows()):
+            yield self._example(row, number, f"{where}, example {number + 1}")
 
-def _rows(source: Any) -> Iterable[Any]:
-    if isinstance(source, pd.DataFrame):
-        return (dict(row) for row in source.to_dict("records"))
-    if isinstance(source, str | Path):
-        return _file(Path(source))
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
-        raise InputError(f"examples are {type(source).__name__}; give a file, a DataFrame or an iterable of mappings")
-    return source
+    def survey(self, check: Callable[[Example], None] | None = None) -> Survey:
+        """Read everything once.
 
+        Args:
+            check: called with each example.
 
-def _file(path: Path) -> Iterator[Any]:
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: its name must end in {', '.join(SUFFIXES)}, which says how to read it")
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    if not path.stat().st_size:
-        raise InputError(f"{path} is empty")
-    try:
-        if path.suffix == ".jsonl":
-            yield from _lines(path)
-        elif path.suffix == ".csv":
-            for part in pd.read_csv(path, chunksize=1000, dtype=str, keep_default_na=False, encoding="utf-8"):
-                yield from part.to_dict("records")
+        Raises:
+            InputError: as `__iter__`, or there is no example.
+        """
+        n, counts, digest = 0, Counter[str](), hashlib.blake2b(digest_size=16)
+        for example in self:
+            if check:
+                check(example)
+            n += 1
+            counts[example.label] += 1
+            digest.update(example.mark.encode())
+        if not n:
+            raise no_examples(self.source)
+        return Survey(n, dict(counts), digest.hexdigest())
+
+    def _rows(self) -> Iterator[Any]:
+        if isinstance(self.source, pd.DataFrame):
+            for at in range(0, len(self.source), 1000):
+                yield from self.source.iloc[at : at + 1000].to_dict("records")
+        elif isinstance(self.source, str | Path):
+            yield from read_rows(Path(self.source))
         else:
-            import pyarrow.parquet as parquet
+            yield from self.source
 
-            for batch in parquet.ParquetFile(path).iter_batches(1000):
-                yield from batch.to_pylist()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}; save it as UTF-8") from error
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # what pandas and pyarrow raise of a file that is not what its name says
-        raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    def _example(self, row: Any, number: int, at: str) -> Example:
+        if not isinstance(row, Mapping):
+            raise InputError(
+                f"{at}: it is {type(row).__name__}; an example is a mapping with {self.text!r} and {self.columns[0]!r}"
+            )
+        for name in (self.text, *self.columns, *([self.pair] if self.pair else [])):
+            if name not in row:
+                near = difflib.get_close_matches(name, map(str, row), n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]!r}? It" if near else "it"
+                raise InputError(f"{at}: there is no column {name!r}; {hint} has {', '.join(map(str, row))}")
+        text = row[self.text]
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{at}: {self.text!r} is {_shown(text)}; it must be a text that is not empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, as JSON can hold
+            raise InputError(f"{at}: {self.text!r} is no valid text: {error}") from error
+        labels = tuple(self._label(row[name], f"{at}: {name!r}") for name in self.columns)
+        item = row.get(self.pair or "pair")
+        pair = "" if _missing(item) or not str(item).strip() else str(item)
+        mark = hashlib.blake2b(repr((text, labels, pair)).encode(), digest_size=16).hexdigest()
+        return Example(number, text, labels, pair, mark)
+
+    @staticmethod
+    def _label(value: Any, at: str) -> str:
+        if _missing(value) or (isinstance(value, str) and not value.strip()):
+            raise InputError(f"{at} is {_shown(value)}; every example needs a category")
+        if isinstance(value, Mapping | list | tuple | set):
+            raise InputError(f"{at} is {_shown(value)}; a category is a text or a number")
+        return str(value)
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{path}, line {number}: {error}; each line must be one JSON object") from error
+def no_examples(source: Any) -> InputError:
+    """The error of a source without a row."""
+    return InputError(f"there are no examples{f' in {source}' if isinstance(source, str | Path) else ''}")
 
 
 def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
 def _shown(value: Any) -> str:

@@ -26,8 +26,8 @@ Array = NDArray[np.float64]
 
 @cache
 def reader() -> Any:
-    """The compiled loop: (flat data, its bits and their `flip` as of `as_bits`, row offsets (groups, rows), stride, width,
-    mask, its offsets, its stride, entropy, out (groups, fields)) -> None."""
+    """The compiled loop: (flat data, its bits and their `flip` as of `as_bits`, row offsets (groups, rows), stride,
+    width, mask, its offsets, its stride, entropy, out (groups, fields)) -> None."""
     import numba
 
     # sums may be taken in any order, so that they run on all lanes; NaN and infinity keep their meaning
@@ -37,8 +37,8 @@ def reader() -> Any:
     def extremes(bits, flip, ends):  # type: ignore[no-untyped-def]
         """Smallest and largest of finite floats, of which `bits` are the bits, into `ends`, as bits.
 
-        Signed integers are ordered as the floats are once the bits of negative ones are turned around, all but the sign;
-        a loop over integers runs on all lanes, where one over floats has to mind NaN.
+        Signed integers are ordered as the floats are once the bits of negative ones are turned around, all but the
+        sign; a loop over integers runs on all lanes, where one over floats has to mind NaN.
         """
         integer = bits.dtype.type
         low = high = integer(bits[0] ^ (flip if bits[0] < 0 else 0))
