@@ -191,7 +191,7 @@ def all_joined(parts: Array) -> Array:
         half = len(parts) // 2
         rest = parts[2 * half :]
         parts = np.concatenate([joined(parts[:half], parts[half : 2 * half]), rest])
-    return parts[0]
+    return np.asarray(parts[0], dtype=np.float64)
 
 
 def unit_moments(stacked: Array) -> UnitMoments:

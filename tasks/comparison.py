@@ -14,7 +14,7 @@ from crosslens.adapters.errors import InputError
 
 from . import statistics
 from .category import Category, Kept, Shape, Vectors
-from .design import REST, Between
+from .design import Between
 from .direction import direction_tests
 from .engine import KPIS, derive
 from .examples import crossed
@@ -333,7 +333,7 @@ class Comparison:
             at = self.facts.columns.index(column)
             found = list(dict.fromkeys(labels[at] for labels in self._categories))
         if len(found) > MOST_PAIRED:
-            return REST
+            return "rest"
         return [(a, b) for i, a in enumerate(found) for b in found[i + 1 :]]
 
     def _column(self, column: str | None) -> str:

@@ -154,7 +154,9 @@ def save(comparison: Comparison, path: Path) -> None:
     """Write a comparison that is in memory: its kept examples, and the merged sums of each category."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} is not a folder that is new or empty: name another")
-    arrays, labels, kept = {}, [], []
+    arrays: dict[str, Any] = {}
+    labels: list[list[str]] = []
+    kept: list[Kept] = []
     for i, (names, category) in enumerate(comparison._categories.items()):
         labels.append(list(names))
         arrays |= {f"{i}.{name}": array for name, array in category.to_arrays().items()}

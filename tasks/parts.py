@@ -45,7 +45,7 @@ def write_part(path: Path, window: Window, kept: set[int]) -> str:
         "figures": pa.array(list(window.figures), pa.list_(pa.float64())),
         "vector": pa.array(vectors if window.vectors.shape[1] else [None] * n, pa.list_(pa.float32())),
     }
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for i, sums in enumerate(window.sums.values()):
         arrays |= {f"{i}.elements": sums.elements, f"{i}.units": stacked(sums.units)}
     packed = io.BytesIO()
