@@ -93,18 +93,23 @@ def test_blocks_before_the_edit_do_not_run_again(family: str, backend: str) -> N
 
 
 def test_a_shortened_model_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module.tail_from
+    class Wrong:
+        """Begins at the right block and ends in other logits."""
 
-    def off(*args: Any) -> Any:
-        tail = real(*args)
-        assert tail is not None
-        tail._scene.state = tail._scene.state * 1.01
-        return tail
+        start = 2
+        closed = 0
 
-    monkeypatch.setattr(module, "tail_from", off)
+        def run(self, inputs: Any, edits: Any, times: int) -> Tensor:
+            return torch.ones(2 * times, 7, 311, dtype=torch.float64)
+
+        def close(self) -> None:
+            Wrong.closed += 1
+
+    monkeypatch.setattr(module, "tail_from", lambda *_: Wrong())
     with open_inspector("hooks", *tiny_model("llama", dtype=torch.float64)) as lens:
         edits = [[zero("blocks.2.attn.z", heads=[h])] for h in range(4)]
         assert torch.allclose(sweep(lens, OTHER, edits, metric), loop(lens, OTHER, edits), rtol=0, atol=1e-12)
+    assert Wrong.closed == 1
 
 
 def test_any_module_is_swept_one_by_one() -> None:

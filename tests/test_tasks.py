@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from crosslens.adapters import InputError, Run, open_inspector
-from crosslens.adapters.conformance.models import TINY_FAMILIES, tiny_model
+from crosslens.adapters.conformance import FAMILIES
+from crosslens.adapters.conformance.models import tiny_model
 from crosslens.adapters.conformance.oracle import Oracle
 from crosslens.tasks import Task, load_model, load_task, tasks
 from crosslens.tasks.characters import Characters
@@ -25,7 +26,6 @@ from crosslens.tasks.data import read_prompts, read_stories
 from crosslens.tasks.ioi import IOI, curves
 from crosslens.tasks.kpis import NAMES
 
-FAMILIES = sorted(TINY_FAMILIES)
 TASKS = ["ioi", "characters"]
 Figures = Mapping[str, NDArray[np.float64]]
 

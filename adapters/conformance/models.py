@@ -8,6 +8,7 @@ without effect shows in the logits.
 
 from __future__ import annotations
 
+import copy
 import string
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -108,7 +109,7 @@ def tiny_model(
         raise ModelError(f"no tiny model of family {family!r}: there are {', '.join(TINY_FAMILIES)}")
     if not dtype.is_floating_point:
         raise InputError(f"a model cannot have weights of {dtype}: use torch.float32, float64 or bfloat16")
-    sizes = TINY_FAMILIES[family] | {"vocab_size": _VOCABULARY}
+    sizes = copy.deepcopy(TINY_FAMILIES[family]) | {"vocab_size": _VOCABULARY}  # a config keeps what it is given
     config = AutoConfig.for_model(family, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
