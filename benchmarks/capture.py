@@ -5,7 +5,8 @@
 
 All calls of a round are made once, in an order drawn anew; figures are ratios within a round. Each call runs the same
 forward on the same token ids without gradients and ends with one owned copy of `resid_post` for each block; that is
-asserted before anything is timed, and again after it. Backends that slow the whole process while they are open have
+asserted before anything is timed, and again after it. On a machine that others use too, `--clock cpu` counts the
+processor's time, in which waiting for them has no part. Backends that slow the whole process while they are open have
 rounds of their own, with a bare forward beside them. The process is held to as many cores as it may have threads, since
 not every library asks PyTorch how many to use.
 """
@@ -16,10 +17,11 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -36,11 +38,14 @@ from crosslens.tasks import load_model
 from .direct import DIRECTLY, Capture, hooks_directly
 from .environment import environment
 from .estimate import median_ratio
-from .timing import no_garbage_collection, seconds
+from .timing import Call, no_garbage_collection
 
 Samples = dict[str, NDArray[np.float64]]
 """Seconds a call, (rounds,) for each way: `bare`, `bare again`, `NAME`, `NAME directly`."""
 
+Clock = Literal["wall", "cpu"]
+
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # the latter counts all threads of the process
 _ALONE = ("torchlens",)
 """Backends that change PyTorch's functions for all that runs in the process."""
 
@@ -72,13 +77,14 @@ def bare(model: Any, ids: Tensor) -> Iterator[Capture]:
     yield call
 
 
-def measure(model: Any, ids: Tensor, names: list[str], rounds: int, seed: int = 0) -> Samples:
+def measure(model: Any, ids: Tensor, names: list[str], rounds: int, clock: Clock = "wall", seed: int = 0) -> Samples:
     """Time all ways in `rounds` rounds.
 
     Args:
         model: a causal language model of a known family.
         ids: (batch, pos) token ids.
         names: backends.
+        clock: what is counted, time that passes or the processor's.
         seed: of the order within each round.
 
     Raises:
@@ -100,15 +106,24 @@ def measure(model: Any, ids: Tensor, names: list[str], rounds: int, seed: int = 
         assert hooks(model) == before, "a way left hooks on the model, which the bare forward would run too"
         order, drawn = list(ways), random.Random(seed)
         samples: dict[str, list[float]] = {way: [] for way in ways}
-        calls = {way: max(1, round(_LEAST_SECONDS / seconds(call, 1))) for way, call in ways.items()}
+        calls = {way: max(1, round(_LEAST_SECONDS / seconds(call, 1, clock))) for way, call in ways.items()}
         with no_garbage_collection():
             for _ in track(range(rounds), description="rounds", console=Console(stderr=True)):
                 drawn.shuffle(order)
                 for way in order:
-                    samples[way].append(seconds(ways[way], calls[way]))
+                    samples[way].append(seconds(ways[way], calls[way], clock))
         for way, call in ways.items():
             assert_right(way, call, want)
         return {way: np.array(values) for way, values in samples.items()}
+
+
+def seconds(call: Call, calls: int, clock: Clock) -> float:
+    """Mean seconds of one call, over `calls` of them."""
+    now = _CLOCKS[clock]
+    start = now()
+    for _ in range(calls):
+        call()
+    return (now() - start) / calls
 
 
 def hooks(model: nn.Module) -> int:
@@ -133,7 +148,7 @@ def assert_right(way: str, call: Capture, want: list[Tensor]) -> None:
 
 def table(record: Mapping[str, Any]) -> Table:
     """The table of one shape, from what was kept of it."""
-    title = "every resid_post of {model}, {batch} x {tokens} tokens, {threads} thread(s), {rounds} rounds"
+    title = "every resid_post of {model}, {batch} x {tokens} tokens, {threads} thread(s), {rounds} rounds, {clock} time"
     out = Table(title=title.format(**record))
     for column in ("way", "ms, median", "ratio to bare [95 %]", "price of the interface [95 %]", "ms over bare"):
         out.add_column(column, justify="left" if column == "way" else "right")
@@ -188,6 +203,7 @@ def main(
     backend: Annotated[list[str] | None, typer.Option(help="Only these; may be given more than once.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each calls every way once.")] = 30,
     threads: Annotated[int, typer.Option(min=1, help="Threads, and cores where the system can hold it to them.")] = 1,
+    clock: Annotated[Clock, typer.Option(help="Count the time that passes, or the processor's.")] = "wall",
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="Keep every sample in this new file.")] = None,
     show: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Print a kept file's tables.")] = None,
 ) -> None:
@@ -216,10 +232,10 @@ def main(
     for batch, tokens in shapes:
         ids = torch.randint(3, network.config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(0))
         record: dict[str, Any] = {"model": model, "batch": batch, "tokens": tokens, "threads": threads}
-        record |= {"rounds": rounds, "seconds": []}
+        record |= {"rounds": rounds, "clock": clock, "seconds": []}
         kept["shapes"].append(record)
         for group in filter(None, groups):
-            found = measure(network, ids, group, rounds)
+            found = measure(network, ids, group, rounds, clock)
             record["seconds"].append({way: list(samples) for way, samples in found.items()})
             if out is not None:  # after each group: what was measured is not lost with what was not
                 part = out.with_name(f"{out.name}.part")

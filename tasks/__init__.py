@@ -4,11 +4,15 @@ from .base import Result, Score, Task
 from .compare import compare
 from .comparison import Comparison
 from .models import known_models, load_model
+from .recorder import Recorder
+from .recording import Recording
 from .registry import load_task, tasks
 from .sweeping import sweep
 
 __all__ = [
     "Comparison",
+    "Recorder",
+    "Recording",
     "Result",
     "Score",
     "Task",

@@ -17,29 +17,10 @@ from torch import Tensor
 from crosslens.adapters.errors import InputError
 
 from .engine import KPIS, derive, fields
-from .kernels import FIELDS, Array, empty
+from .kernels import FIELDS, Array, empty, joined
 
 SKETCH_K = 200
 """Size parameter of the sketches: ranks are right to about 1.3 % with 99 % confidence (Karnin et al. 2016)."""
-
-
-def joined(a: Array, b: Array) -> Array:
-    """(..., fields) of the elements of `a` and of `b` together; see `kernels.join_into`."""
-    out = a + b
-    p, q, n = a[..., 0], b[..., 0], out[..., 0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        d = np.where((p > 0) & (q > 0), b[..., 1] - a[..., 1], 0.0)
-        dn = np.where(n > 0, d / n, 0.0)
-    out[..., 1] = np.where(p > 0, a[..., 1] + dn * q, b[..., 1])
-    out[..., 2] = a[..., 2] + b[..., 2] + d * dn * p * q
-    out[..., 3] = a[..., 3] + b[..., 3] + d * dn * dn * p * q * (p - q) + 3 * dn * (p * b[..., 2] - q * a[..., 2])
-    out[..., 4] = (
-        a[..., 4] + b[..., 4] + d * dn**3 * p * q * (p * p - p * q + q * q)
-        + 6 * dn * dn * (p * p * b[..., 2] + q * q * a[..., 2]) + 4 * dn * (p * b[..., 3] - q * a[..., 3])
-    )  # fmt: skip
-    out[..., 7] = np.minimum(a[..., 7], b[..., 7])
-    out[..., 8] = np.maximum(a[..., 8], b[..., 8])
-    return out
 
 
 class Moments:

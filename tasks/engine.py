@@ -9,7 +9,9 @@ find them, and still show the rest. `Moments` (accumulators.py) keeps the same o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from crosslens.adapters.errors import InputError
 
-from .kernels import FIELDS, Array, as_bits, empty, reader
+from .kernels import FIELDS, Array, empty, joined
 
 KPIS: tuple[str, ...] = (
     "count", "mean", "sd", "abs_mean", "rms", "abs_max", "min", "max", "zero_fraction", "mean_norm", "entropy",
@@ -26,8 +28,8 @@ KPIS: tuple[str, ...] = (
 )  # fmt: skip
 """In the order of the last axis of `figures`."""
 
-_READ_AS = (torch.float32, torch.float64)  # others are widened, an example at a time
-_NO_MASK = np.ones(1, dtype=np.bool_)
+_READ_AS = (torch.float32, torch.float64)  # others are widened, a block at a time
+_BLOCK, _BLOCK_THERE = 1 << 17, 1 << 23  # elements; the former stay in the processor's second cache
 
 
 def figures(
@@ -62,31 +64,67 @@ def figures(
 
 def fields(tensor: Tensor, mask: Tensor | None, distributions: bool, kept: Sequence[int]) -> Array:
     """(groups, fields of `kernels.FIELDS`): one group an example and kept slice; arguments as checked by `figures`."""
-    x = tensor.detach()
-    if x.device.type != "cpu":
-        x, mask = x.cpu(), None if mask is None else mask.cpu()
-    x = x[:, None] if x.ndim == 1 else x
+    x, real = strided(tensor, mask)
     rest = [axis for axis in range(1, x.ndim) if axis not in kept]
-    inner = rest.pop() if rest else None
+    if not rest:  # each element is a row
+        x, real, rest = x[..., None], real[..., None], [x.ndim]
     order = [0, *kept, *rest]
-    shape = [x.shape[axis] for axis in order]
-    groups = int(np.prod(shape[: 1 + len(kept)]))
-    width, stride = (1, 0) if inner is None else (x.shape[inner], x.stride(inner))
-    offsets = _offsets(shape, [x.stride(axis) for axis in order]).reshape(groups, -1)
-    marks, mask_offsets, mask_stride = _mask(mask, x, order, inner, groups)
-    out = empty(groups)
-    read = reader()
-    if x.dtype in _READ_AS:
-        data = _flat(x)
-        read(data, *as_bits(data), offsets, stride, width, marks, mask_offsets, mask_stride, distributions, out)
+    x, real = x.permute(order), real.permute(order)
+    groups = x.shape[: 1 + len(kept)]
+    out = empty(math.prod(groups))
+    each = out.reshape(*groups, len(FIELDS))
+    if x.device.type != "cpu":
+        from .on_device import fields_there
+
+        for block, marks, at in pieces(x, real, _BLOCK_THERE):
+            part = each[at[: len(groups)]]
+            found = fields_there(block.double(), marks, distributions, len(groups))
+            part[...] = joined(part, found.reshape(part.shape))
         return out
-    rows = x.permute(*order, *([] if inner is None else [inner]))
-    for group, index in enumerate(np.ndindex(*shape[: 1 + len(kept)])):  # one at a time is widened
-        data = rows[index].double().flatten().numpy()
-        own = np.arange(offsets.shape[1], dtype=np.int64)[None] * width
-        at = slice(group, group + 1)
-        read(data, *as_bits(data), own, 1, width, marks, mask_offsets[at], mask_stride, distributions, out[at])
+    from .loops import read
+
+    for block, marks, at in pieces(x, real, None if x.dtype in _READ_AS else _BLOCK):
+        part = each[at[: len(groups)]].reshape(-1, len(FIELDS))  # a view
+        per_group = math.prod(block.shape[len(groups) : -1])
+        read(*memory(widened(block)), *memory(marks)[::2], per_group, distributions, part)
     return out
+
+
+def strided(tensor: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The tensor with two axes or more, where its figures are taken, and a mask of its shape, without copies."""
+    x = tensor.detach().resolve_neg()
+    x = x.cpu() if x.device.type == "mps" else x  # which has no float64
+    real = torch.ones((), dtype=torch.bool, device=x.device) if mask is None else mask.to(x.device)
+    real = real.expand(x.shape)
+    return (x[:, None], real[:, None]) if x.ndim == 1 else (x, real)
+
+
+def pieces(x: Tensor, real: Tensor, size: int | None) -> Iterator[tuple[Tensor, Tensor, tuple[slice, ...]]]:
+    """Views of tensor and mask of at most `size` elements, but whole along the last axis; and where each lies."""
+    axis = next((axis for axis, n in enumerate(x.shape[:-1]) if n > 1), None)
+    if size is None or axis is None or x.numel() <= size:
+        yield x, real, (slice(None),) * x.ndim
+        return
+    step = max(1, size * x.shape[axis] // x.numel())
+    for start in range(0, x.shape[axis], step):
+        here = slice(start, start + step)
+        index = (slice(None),) * axis + (here,)
+        for block, marks, at in pieces(x[index], real[index], size):
+            yield block, marks, (*at[:axis], here, *at[axis + 1 :])
+
+
+def widened(x: Tensor) -> Tensor:
+    """As float32 if that holds all values of the dtype, otherwise as float64, which rounds integers beyond 2^53."""
+    if x.dtype in _READ_AS:
+        return x
+    return x.to(torch.float32 if x.dtype.itemsize <= 2 else torch.float64)
+
+
+def memory(x: Tensor) -> tuple[NDArray[Any], Array, Array]:
+    """The memory that a tensor lies in, from its first element on, as one axis; its shape; its strides in elements."""
+    shape, strides = x.shape, x.stride()
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    return x.as_strided((last + 1,), (1,)).numpy(), np.array(shape), np.array(strides)
 
 
 def derive(kept: Array, distributions: bool) -> Array:
@@ -124,34 +162,6 @@ def top_singular_value(matrix: Tensor) -> float:
     if matrix.ndim < 2 or not matrix.numel():
         raise InputError(f"a singular value needs a matrix, not a tensor of shape {tuple(matrix.shape)}")
     return float(torch.linalg.matrix_norm(matrix.detach().double().flatten(1), ord=2))
-
-
-def _flat(x: Tensor) -> NDArray[np.generic]:
-    """The memory that a tensor lies in, from its first element on, as one axis."""
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((last + 1,), (1,)).numpy()
-
-
-def _offsets(shape: Sequence[int], strides: Sequence[int]) -> NDArray[np.int64]:
-    """Where each row begins, in elements."""
-    found = np.zeros((), dtype=np.int64)
-    for size, stride in zip(shape, strides, strict=True):
-        found = found[..., None] + np.arange(size, dtype=np.int64) * stride
-    return found
-
-
-def _mask(
-    mask: Tensor | None, x: Tensor, order: Sequence[int], inner: int | None, groups: int
-) -> tuple[NDArray[np.bool_], NDArray[np.int64], int]:
-    """The mask's memory, where it begins for each row, and its stride along a row: 0 where it is the same for all."""
-    shape = [x.shape[axis] for axis in order]
-    if mask is None:
-        return _NO_MASK, np.zeros((groups, int(np.prod(shape)) // groups), dtype=np.int64), 0
-    mask = mask[:, None] if mask.ndim == 1 else mask
-    strides = [0 if mask.shape[axis] == 1 else mask.stride(axis) for axis in range(mask.ndim)]
-    offsets = _offsets(shape, [strides[axis] for axis in order]).reshape(groups, -1)
-    data: NDArray[np.bool_] = _flat(mask)  # type: ignore[assignment]
-    return data, offsets, 0 if inner is None else strides[inner]
 
 
 def _checked(tensor: Tensor, mask: Tensor | None, keep: Sequence[int]) -> list[int]:

@@ -62,7 +62,8 @@ def test_samples_are_kept_and_the_table_is_made_from_them(tmp_path: Path, monkey
     monkeypatch.setattr(capture, "_hold_to", lambda threads: None)  # it would hold all of pytest
     monkeypatch.setattr(capture, "_LEAST_SECONDS", 0.0)
     file = tmp_path / "kept.json"
-    given = ["--model", "tiny-gpt2", "--shape", "2x4", "--shape", "1x3", "--rounds", "3", "--out", str(file)]
+    shapes, how = ["--shape", "2x4", "--shape", "1x3"], ["--rounds", "3", "--clock", "cpu", "--out", str(file)]
+    given = ["--model", "tiny-gpt2", *shapes, *how]
     ran = CliRunner().invoke(APP, [*given, "--backend", "hooks", "--backend", "captum"])
     assert ran.exit_code == 0, ran.output
     kept = json.loads(file.read_text())

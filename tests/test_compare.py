@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from crosslens.adapters import InputError, Inspector, SiteError, UnsupportedError, open_inspector
@@ -19,10 +21,12 @@ from crosslens.adapters.conformance.models import tiny_model
 from crosslens.adapters.conformance.oracle import Oracle
 from crosslens.tasks import Comparison, compare
 from crosslens.tasks.accumulators import UnitMoments
-from crosslens.tasks.category import Sums
+from crosslens.tasks.category import Sums, all_joined
+from crosslens.tasks.comparison import Facts
+from crosslens.tasks.engine import fields
 from crosslens.tasks.examples import Corpus
 from crosslens.tasks.kernels import empty
-from crosslens.tasks.window import Window
+from crosslens.tasks.window import Window, windows
 
 SITES = ["blocks.*.resid_post", "blocks.1.attn.z", "blocks.1.attn.pattern", "blocks.1.mlp.post"]
 WORDS = """the cat sat on a mat and saw one red bird near the old wooden house by the sea""".split()  # noqa: SIM905
@@ -172,6 +176,50 @@ def test_pairs_are_tested_as_pairs_and_crossed_columns_within_each_other(lens: I
     assert main["tested"].isin(["unpaired", "none"]).all(), main["note"].tolist()
     assert len(main) == 1
     assert list(crossed.table.columns[:5]) == ["site", "kpi", "category", "length", "crossed"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_split_and_order_of_windows_gives_the_same(data: st.DataObject) -> None:
+    """Of figures made up here, with gaps and with more examples than are kept."""
+    sites, kpis = ["embed", "blocks.0.attn.pattern"], ["mean", "entropy", "nan"]
+    facts = Facts(
+        sites, kpis, ["category"], backend="", library="", model="", weights="", dtype="", seed=0, keep=4,
+        directions={"embed": 3}, units={"embed": 3},
+    )  # fmt: skip
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    rows = [{"text": f"t {i}", "category": "ab"[rng.integers(2)]} for i in range(data.draw(st.integers(1, 20)))]
+    groups = list(windows(Corpus(rows), data.draw(st.integers(1, 7))))
+    made = []
+    for number, group in enumerate(groups):
+        figures = rng.normal(size=(len(group), len(facts.features))) * 10.0 ** rng.integers(-3, 4)
+        figures[rng.random(figures.shape) < 0.2] = rng.choice([np.nan, np.inf])
+        vectors = rng.normal(size=(len(group), 3)).astype(np.float32)
+        sums = {}
+        for label in dict.fromkeys(e.categories for e in group):
+            own = [i for i, e in enumerate(group) if e.categories == label]
+            elements, units = rng.normal(size=(len(own), 2, 5, 6)), UnitMoments(3)
+            parts = [[fields(torch.from_numpy(x[None]), None, False, ())[0] for x in row] for row in elements]
+            units.update(torch.from_numpy(vectors[own]))
+            sums[label] = Sums(all_joined(np.array(parts)), units)
+        made.append(Window(number, group, [1] * len(group), figures, vectors, sums))
+    whole = Comparison(facts)
+    for window in made:
+        whole.add(window)
+    parts = [Comparison(facts) for _ in range(data.draw(st.integers(1, 4)))]
+    for window in made:
+        parts[data.draw(st.integers(0, len(parts) - 1))].add(window)
+    merged = functools.reduce(Comparison.merge, data.draw(st.permutations(parts)))
+    assert merged.n == whole.n == len(rows)
+    keys = ["site", "kpi", "category"]
+    left, right = (
+        each.table.drop(columns=[c for c in each.table if c.startswith("q")]).sort_values(keys).reset_index(drop=True)
+        for each in (merged, whole)
+    )
+    pd.testing.assert_frame_equal(left, right, rtol=1e-9, atol=1e-12)
+    assert merged.examples.equals(whole.examples)
+    np.testing.assert_array_equal(merged.values, whole.values)
+    np.testing.assert_array_equal(merged.vectors["embed"], whole.vectors["embed"])
 
 
 def test_memory_keeps_so_many_examples_and_says_so(lens: Inspector) -> None:
