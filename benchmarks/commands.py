@@ -36,7 +36,7 @@ def run_command(
     err = Console(stderr=True)
     plan = make_plan(suite, backend=backend, task=task, model=model, repeats=repeats, timeout=timeout, seed=seed)
     refuse_out(out)
-    fetch_models(plan.models)
+    fetch_models({model for _, model in plan.pairs()})
     folder = RunFolder(out, facts(plan))
     for name, reason in plan.skipped.items():
         err.print(f"{name} is skipped: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)

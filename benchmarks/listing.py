@@ -80,16 +80,24 @@ def list_backends(form: str | None, folder: Path | None) -> None:
 def list_tasks(as_json: bool) -> None:
     """Print the tasks."""
     found = [
-        {"name": task.name, "question": task.question, "source": task.source, "needs": list(task.needs)}
+        {
+            "name": task.name,
+            "question": task.question,
+            "categories": task.categories,
+            "source": task.source,
+            "data": task.data,
+            "needs": list(task.needs),
+            "models": dict(task.models),
+            "least_effect": task.least_effect,
+        }
         for task in tasks()
     ]
     if as_json:
         print(to_json(found, indent=2))
         return
-    grid = _grid("task", "question", "needs", "source")
-    for task in tasks():
-        grid.add_row(task.name, task.question, ", ".join(task.needs), task.source)
-    Console().print(grid)
+    width = max(len(task.name) for task in tasks())
+    for task in tasks():  # one line each, whatever the width of the terminal: --json has the rest
+        print(f"{task.name:{width}}  {task.question}")
 
 
 def _grid(*headers: str) -> Table:

@@ -99,10 +99,18 @@ class Plan:
     dtype: str = DTYPE
     attn_implementation: str = ATTENTION
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every (task, model): the task's own model, if it has one, in place of those of the run."""
+        own = {task: find_task(task).models for task in self.tasks}
+        return [
+            (task, model) for task in self.tasks for model in ((own[task][self.size],) if own[task] else self.models)
+        ]
+
     def cells(self) -> list[Cell]:
         """The references, then every backend cell in an order drawn from the seed; ids are unique file names."""
-        label = dict(zip((*self.tasks, *self.models), _labels((*self.tasks, *self.models)), strict=True))
-        pairs = [(task, model) for task in self.tasks for model in self.models]
+        pairs = self.pairs()
+        names = (*self.tasks, *dict.fromkeys(model for _, model in pairs))
+        label = dict(zip(names, _labels(names), strict=True))
         first = [Cell(f"{label[t]}.{label[m]}.reference", "reference", None, t, m, 1) for t, m in pairs]
         rest = [
             Cell(f"{label[t]}.{label[m]}.{backend}.{repeat}", "backend", backend, t, m, repeat)

@@ -23,14 +23,13 @@ FINDINGS = frozenset({"wrong", "vacuous", "failed", "crashed", "timeout", "out-o
 
 def facts(plan: Plan) -> dict[str, Any]:
     """What run.json says of a run that starts now."""
+    models = {model for _, model in plan.pairs()}
     libraries = [library for name in plan.backends if (library := _library(name)) is not None]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": plan.facts(),
         "environment": environment(libraries),
-        "random_models": [
-            entry.name for entry in known_models() if entry.kind == "random" and entry.name in plan.models
-        ],
+        "random_models": [entry.name for entry in known_models() if entry.kind == "random" and entry.name in models],
         "cells": [cell.id for cell in plan.cells()],
     }
 

@@ -31,7 +31,6 @@ from .store import to_json
 from .timing import Call, Sampling, no_garbage_collection, seconds, time_pairs
 
 _REPORT_EVERY = 0.2  # seconds between two progress lines
-_LEAST_EFFECT = 10.0  # for a task that does not say: times the noise
 _ALONE = 5  # calls of the bare forward before the backend is opened
 
 
@@ -97,6 +96,12 @@ def reference(job: dict[str, Any], report: Report) -> None:
     result = task.reference(model, work, progress)
     figures["task_s"] = time.perf_counter() - start
     report.keep(task, result, work)
+    if job["model"] in task.known_on:
+        known = task.known(result, work)
+        report.cell["known"] = asdict(known)
+        if not known.holds:
+            report.end("failed", f"the reference does not show what is known: {known.fact}; found: {known.found}")
+            return
     _time(job, report, task.bare(model, work), task.bare(model, work))
     figures["peak_bytes"] = memory.whole()
     report.end("done")
@@ -173,7 +178,7 @@ def _use(lens: Inspector, task: Task, work: Any, job: dict[str, Any], report: Re
     report.cell["score"] = asdict(score)
     if not score.right:
         report.end("wrong", f"largest relative error {score.max_rel_error:.2g}; the result has no time")
-    elif score.effect < getattr(task, "least_effect", _LEAST_EFFECT):
+    elif score.effect < task.least_effect:
         report.end("vacuous", f"the effect is {score.effect:.2g} times the noise: too small to tell right from wrong")
     else:
         report.end("right")

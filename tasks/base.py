@@ -1,7 +1,9 @@
 """What a task is: a question that a researcher asks, written once for every backend.
 
-A task is one file with one subclass of `Task`. It prepares its data without a backend, computes its result through an
-`Inspector`, computes the same result independently of every backend, and says how far apart the two are.
+A task is one file with one subclass of `Task`, named in `registry.py`. It prepares its data without a backend, computes
+its result through an `Inspector`, computes the same result independently of every backend, says how far apart the two
+are, and what the reference must show because it is known from elsewhere. `workload.py` and `scoring.py` hold what most
+tasks share.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -46,6 +49,21 @@ class Score:
     right: bool
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a reference must show, since it is known from the literature or from how the model behaves.
+
+    Args:
+        fact: what is known, with the figure, in one line.
+        found: what the reference shows of it, with its figure.
+        holds: whether the reference shows it.
+    """
+
+    fact: str
+    found: str
+    holds: bool
+
+
 class Task(ABC):
     """One workload.
 
@@ -57,8 +75,18 @@ class Task(ABC):
     """What a researcher asks with it, one line."""
     source: ClassVar[str]
     """Where the method comes from in the literature."""
+    categories: ClassVar[str]
+    """What is compared with what, one line."""
+    data: ClassVar[str]
+    """What it runs on: version, origin, licence."""
     needs: ClassVar[tuple[str, ...]]
     """Capabilities that a backend must support to run it."""
+    models: ClassVar[Mapping[Size, str]] = MappingProxyType({})
+    """Size -> the model that it runs on, in place of those that a run asks for; empty: any language model."""
+    known_on: ClassVar[tuple[str, ...]] = ("smollm2-135m",)
+    """Models of which `known` speaks."""
+    least_effect: ClassVar[float] = 10.0
+    """Where the reference effect is smaller, in units of its noise, nobody could tell right from wrong: vacuous."""
 
     @abstractmethod
     def prepare(self, model: nn.Module, tokenizer: Any, *, size: Size) -> Any:
@@ -75,6 +103,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, result: Result, reference: Result, work: Any, dtype: str) -> Score:
         """Compare a result with the reference; `dtype` is that of the model the backend ran, such as `float32`."""
+
+    @abstractmethod
+    def known(self, reference: Result, work: Any) -> Known:
+        """What the reference result must show on a model of `known_on`."""
 
     @abstractmethod
     def step(self, lens: Inspector, work: Any) -> Callable[[], Any]:

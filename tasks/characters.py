@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor, nn
 
-from crosslens.adapters import InputError, Inspector
-from crosslens.adapters.architectures import describe
-from crosslens.adapters.attention import eager_attention
-from crosslens.adapters.inputs import model_mask
-from crosslens.adapters.inputs import prepare as prepare_inputs
+from crosslens.adapters import Inspector
 
 from . import data
-from .base import Progress, Result, Score, Size, Task
+from .base import Known, Progress, Result, Score, Size, Task
 from .effects import Contrast, contrasts, false_discovery, rank_agreement, rounding
 from .kpis import NAMES, causal_mask, kpis
+from .scoring import difference
+from .workload import Batch, architecture_for, bare_forward, batches, dtype_of, site_names
 
 LOCAL_SITES = ("resid_post", "attn.out", "mlp.out", "mlp.post", "attn.pattern")
 BATCH = 16
@@ -38,19 +36,6 @@ SMOKE_TEMPLATES, SMOKE_CATEGORIES = 3, 2
 _SCALE_OF = {"mean": "abs_mean", "sd": "rms", "min": "abs_max", "max": "abs_max"}
 # Whether a figure underflows to exactly 0 depends on the dtype, and how long a text is on the text alone.
 _NOT_RANKED = ("count", "zero_fraction")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Stories that go through the model together.
-
-    Attributes:
-        rows: their numbers in `Work.stories`.
-        inputs: `input_ids` and `attention_mask`, (batch, pos), padded on the right.
-    """
-
-    rows: list[int]
-    inputs: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,6 +61,8 @@ class Characters(Task):
     name: ClassVar[str] = "characters"
     question: ClassVar[str] = "Where in the network does it show which nationality, gender, age or job a character has?"
     source: ClassVar[str] = "categorised recording of key figures, as in comgra; stories of crosslens' own"
+    categories: ClassVar[str] = "the values of one attribute of the character, in the same story"
+    data: ClassVar[str] = "characters-v1, 210 stories written for crosslens, CC0-1.0"
     needs: ClassVar[tuple[str, ...]] = (
         "capture.residual",
         "capture.attention",
@@ -83,8 +70,6 @@ class Characters(Task):
         "capture.pattern",
         "padding.right",
     )
-    least_effect: ClassVar[float] = 10.0
-    """The leading effect must be this many times what rounding can do."""
 
     def prepare(self, model: nn.Module, tokenizer: Any, *, size: Size) -> Work:
         """The stories, tokenised; `smoke` takes two values of each attribute in three of the stories.
@@ -92,11 +77,7 @@ class Characters(Task):
         Raises:
             InputError: no tokenizer, or a model without canonical sites.
         """
-        if tokenizer is None:
-            raise InputError("task 'characters' needs the model's tokenizer")
-        architecture = describe(model)
-        if architecture.family is None:
-            raise InputError(f"task 'characters' needs a language model of a known family, not {type(model).__name__}")
+        architecture = architecture_for(self.name, model, tokenizer)
         stories = data.read_stories()
         if size == "smoke":
             few = stories["template"].isin(stories["template"].unique()[:SMOKE_TEMPLATES])
@@ -104,12 +85,8 @@ class Characters(Task):
             stories = stories[few & (nth < SMOKE_CATEGORIES)].reset_index(drop=True)
         rows = [list(tokenizer(text)["input_ids"]) for text in stories["text"]]
         stories["tokens"] = [len(row) for row in rows]
-        order = np.argsort(stories["tokens"], kind="stable").tolist()
-        pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-        batches = [_batch(order[i : i + BATCH], rows, pad) for i in range(0, len(order), BATCH)]
-        sites = [s.name for s in architecture.sites.canonical.values() if s.local in LOCAL_SITES]
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        return Work(stories, batches, sites, dtype)
+        parts = batches(rows, tokenizer, BATCH)
+        return Work(stories, parts, site_names(architecture, *LOCAL_SITES), dtype_of(model))
 
     def run(self, lens: Inspector, work: Work, progress: Progress | None = None) -> Result:
         out = np.full((len(work.stories), len(work.sites), len(NAMES)), np.nan)
@@ -134,7 +111,7 @@ class Characters(Task):
 
         oracle = Oracle(model, attn_implementation="eager")
         out = np.full((len(work.stories), len(work.sites), len(NAMES)), np.nan)
-        ids = {row: ids for batch in work.batches for row, ids in zip(batch.rows, _unpadded(batch), strict=True)}
+        ids = {row: ids for batch in work.batches for row, ids in zip(batch.rows, batch.unpadded(), strict=True)}
         groups = [g for _, g in work.stories.groupby("tokens")]
         parts = [list(g.index[i : i + BATCH // 2]) for g in groups for i in range(0, len(g), BATCH // 2)]
         for done, rows in enumerate(parts, start=1):
@@ -151,9 +128,7 @@ class Characters(Task):
         ours, right = result["kpis"], reference["kpis"]
         scored = [i for i, name in enumerate(NAMES) if name != "zero_fraction"]
         scale = _scale(right)
-        error = np.abs(ours - right)
-        error = np.where(np.isnan(ours) & np.isnan(right), 0.0, error)[:, :, scored]
-        error = np.where(np.isnan(error), np.inf, error)
+        error = difference(ours, right)[..., scored]
         relative = error / np.where(scale > 0, scale, 1.0)[:, scored]
         noise = rounding(dtype)
         a, b = (contrasts(values, work.stories) for values in (ours, right))
@@ -170,6 +145,17 @@ class Characters(Task):
             right=bool(relative.max() <= noise),
         )
 
+    def known(self, reference: Result, work: Work) -> Known:
+        """Massive activations: Sun et al. 2024, arXiv:2402.17762."""
+        middle = work.sites.index([site for site in work.sites if site.endswith("resid_post")][len(work.sites) // 10])
+        kpi = reference["kpis"][:, middle]
+        ratio = float(np.median(kpi[:, NAMES.index("abs_max")] / kpi[:, NAMES.index("abs_mean")]))
+        return Known(
+            "a few units of a middle layer's residual stream are 100 times its mean size or more",
+            f"the largest is {ratio:.0f} times the mean at {work.sites[middle]}, in the median story",
+            ratio > 100,
+        )
+
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
         """One batch of middling length with all its sites captured; key figures are not the backend's work."""
         inputs = _middle(work)
@@ -177,17 +163,7 @@ class Characters(Task):
 
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
         """The same batch through the model alone, with eager attention as well: patterns exist nowhere else."""
-        inputs = _middle(work)
-        ready = prepare_inputs(model, inputs, None, language=True, vocab=describe(model).sizes["d_vocab"], limit=None)
-        kwargs = dict(ready.kwargs)
-        if ready.mask is not None:
-            kwargs["attention_mask"] = model_mask(ready.mask, ready.mask.shape[1], next(model.parameters()).dtype)
-
-        def forward() -> Any:
-            with torch.no_grad(), eager_attention(model):
-                return model(**kwargs)
-
-        return forward
+        return bare_forward(model, _middle(work), eager=True)
 
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row for each (attribute, category, site, kpi), where they differ most first.
@@ -230,23 +206,6 @@ class Characters(Task):
         uneven = work.stories.groupby("pair")["tokens"].nunique().gt(1).mean()
         note = f"; {uneven:.0%} of the pairs differ in length with this tokenizer" if uneven else ""
         return f"differ most: {'; '.join(found)}{note}"
-
-
-def _batch(rows: list[int], ids: list[list[int]], pad: int) -> Batch:
-    width = max(len(ids[row]) for row in rows)
-    padding = [width - len(ids[row]) for row in rows]
-    return Batch(
-        rows,
-        {
-            "input_ids": torch.tensor([ids[row] + [pad] * n for row, n in zip(rows, padding, strict=True)]),
-            "attention_mask": torch.tensor([[1] * (width - n) + [0] * n for n in padding]),
-        },
-    )
-
-
-def _unpadded(batch: Batch) -> list[Tensor]:
-    pairs = zip(batch.inputs["input_ids"], batch.inputs["attention_mask"].bool(), strict=True)
-    return [ids[real] for ids, real in pairs]
 
 
 def _middle(work: Work) -> dict[str, Tensor]:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crosslens.adapters import InputError, Inspector, replace
-from crosslens.adapters.architectures import describe
 
 from . import data
-from .base import Progress, Result, Score, Size, Task
-from .effects import rank_agreement, rounding
+from .base import Known, Progress, Result, Score, Size, Task
+from .scoring import judged
+from .workload import architecture_for, bare_forward, site_names
 
 PAIRS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 8})
 REFERENCE_BATCH = 32
@@ -79,9 +79,9 @@ class IOI(Task):
     name: ClassVar[str] = "ioi"
     question: ClassVar[str] = "At which layer and position is the name that decides the answer?"
     source: ClassVar[str] = "patching: Meng et al. 2022, arXiv:2202.05262; prompts: Wang et al. 2022, arXiv:2211.00593"
+    categories: ClassVar[str] = "a clean and a corrupted prompt, which differ in one name"
+    data: ClassVar[str] = "ioi-v1, 8 templates and 24 names written for crosslens after Wang et al., CC0-1.0"
     needs: ClassVar[tuple[str, ...]] = ("capture.residual", "edit.replace", "edit.rows", "edit.positions")
-    least_effect: ClassVar[float] = 10.0
-    """The prompts' logit differences must be this many times what rounding can do apart."""
 
     def prepare(self, model: nn.Module, tokenizer: Any, *, size: Size) -> Work:
         """One pair of prompts for each of the first templates, with names that are single tokens where there are such.
@@ -89,18 +89,14 @@ class IOI(Task):
         Raises:
             InputError: no tokenizer, or a model without canonical sites.
         """
-        if tokenizer is None:
-            raise InputError("task 'ioi' needs the model's tokenizer")
-        architecture = describe(model)
-        if architecture.family is None:
-            raise InputError(f"task 'ioi' needs a language model of a known family, not {type(model).__name__}")
+        architecture = architecture_for(self.name, model, tokenizer)
         prompts = data.read_prompts()
         names = _alike(tokenizer, prompts.names)
         pairs = [
             _pair(tokenizer, key, template, names[2 * i % len(names)], names[(2 * i + 1) % len(names)])
             for i, (key, template) in enumerate(list(prompts.templates.items())[: PAIRS[size]])
         ]
-        return Work(pairs, [s.name for s in architecture.sites.canonical.values() if s.local == "resid_post"])
+        return Work(pairs, site_names(architecture, "resid_post"))
 
     def run(self, lens: Inspector, work: Work, progress: Progress | None = None) -> Result:
         """One forward a layer: row p of the batch is the corrupted prompt, patched at position p."""
@@ -147,24 +143,19 @@ class IOI(Task):
 
     def score(self, result: Result, reference: Result, work: Work, dtype: str) -> Score:
         """Errors and noise are those of logit differences, relative to the largest logit of the pair."""
-        noise = rounding(dtype)
         gap = np.abs(reference["clean"] - reference["corrupt"])
-        units = {"recovered": (gap / reference["scale"])[:, None, None], "clean": 1 / reference["scale"]}
-        units["corrupt"] = units["clean"]
-        absolute, relative = 0.0, 0.0
-        for name, unit in units.items():
-            error = np.abs(result[name] - reference[name])
-            error = np.where(np.isnan(result[name]) & np.isnan(reference[name]), 0.0, error)
-            error = np.where(np.isnan(error), np.inf, error)
-            absolute, relative = max(absolute, float(error.max())), max(relative, float((error * unit).max()))
-        ranked = np.abs(reference["recovered"]) > noise / units["recovered"]  # rounding ranks patches without effect
-        return Score(
-            max_abs_error=absolute,
-            max_rel_error=relative,
-            rank_agreement=rank_agreement(result["recovered"][ranked], reference["recovered"][ranked]),
-            effect=float((gap / reference["scale"]).min()) / noise,
-            noise=noise,
-            right=relative <= noise,
+        scale = reference["scale"]
+        scales = {"recovered": (scale / gap)[:, None, None], "clean": scale, "corrupt": scale}
+        return judged(result, reference, scales, dtype, ranking="recovered", effect=float((gap / scale).min()))
+
+    def known(self, reference: Result, work: Work) -> Known:
+        """Behind the last block only the last position is left to read the answer from, whatever was said before."""
+        at_name, at_end = curves(reference, work)
+        return Known(
+            "a patch restores 0.8 of the answer or more at the changed name early, and at the last position late",
+            f"{at_name[0]:.2f} at the name after block 0, {at_end[-1]:.2f} at the end after the last block, "
+            f"{at_end[0]:.2f} there after block 0",
+            bool(at_name[0] > 0.8 and at_end[-1] > 0.8 and abs(at_end[0]) < 0.2),
         )
 
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
@@ -174,13 +165,7 @@ class IOI(Task):
         return lambda: lens.run(pair.corrupt, edits=[replace(site, value, positions=[-1])])
 
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
-        ids = work.pairs[0].corrupt.to(next(model.parameters()).device)
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return model(input_ids=ids, use_cache=False)
-
-        return forward
+        return bare_forward(model, work.pairs[0].corrupt)
 
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row for each (pair, layer, position): the token there, whether it differs, and what is recovered."""

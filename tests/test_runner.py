@@ -33,7 +33,7 @@ from crosslens.benchmarks.store import RunFolder, read_run
 from crosslens.benchmarks.tables import tables
 from crosslens.benchmarks.timing import Sampling, time_pairs
 from crosslens.tasks import load_model
-from crosslens.tasks.base import Progress, Result, Score, Size, Task
+from crosslens.tasks.base import Known, Progress, Result, Score, Size, Task
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +44,9 @@ class Right(Task):
     name: ClassVar[str] = "right"
     question: ClassVar[str] = "is it right?"
     source: ClassVar[str] = "this file"
+    categories: ClassVar[str] = "none"
+    data: ClassVar[str] = "eight token ids"
+    known_on: ClassVar[tuple[str, ...]] = ("tiny-llama",)
     needs: ClassVar[tuple[str, ...]] = ("capture.residual",)
 
     def prepare(self, model: nn.Module, tokenizer: Any, *, size: Size) -> torch.Tensor:
@@ -62,6 +65,10 @@ class Right(Task):
     def score(self, result: Result, reference: Result, work: torch.Tensor, dtype: str) -> Score:
         error = float(np.abs(result["residual"] - reference["residual"]).max())
         return Score(error, error, 1.0, 100.0, 1e-6, right=error < 1e-6)
+
+    def known(self, reference: Result, work: torch.Tensor) -> Known:
+        size = reference["residual"].size
+        return Known("it has figures", f"{size} figures", size > 0)
 
     def step(self, lens: Inspector, work: torch.Tensor) -> Callable[[], Any]:
         return lambda: lens.run(work, capture="blocks.0.resid_post")
@@ -88,6 +95,13 @@ class Vacuous(Right):
 
     def score(self, result: Result, reference: Result, work: torch.Tensor, dtype: str) -> Score:
         return replace(super().score(result, reference, work, dtype), effect=0.5)
+
+
+class Unknown(Right):
+    """Its reference does not show what is known."""
+
+    def known(self, reference: Result, work: torch.Tensor) -> Known:
+        return Known("the moon is made of cheese", "rock", holds=False)
 
 
 class Unable(Right):
@@ -282,6 +296,17 @@ def test_a_process_that_hangs_is_stopped_with_its_children(tmp_path: Path) -> No
     assert "preparing the data" in stages
     child = int(outcome.cell["log"][-1].split()[1])
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_reference_must_show_what_is_known(tmp_path: Path) -> None:
+    report = worker.Report(tmp_path)
+    worker.reference(a_job(Unknown, kind="reference", backend=None), report)
+    assert report.cell["status"] == "failed"
+    assert "known: the moon is made of cheese; found: rock" in report.cell["reason"]
+    report = worker.Report(tmp_path)
+    worker.reference(a_job(Right, kind="reference", backend=None), report)
+    assert report.cell["known"] == {"fact": "it has figures", "found": "256 figures", "holds": True}
+    assert report.cell["status"] == "done"
 
 
 def test_an_exception_is_a_result_with_its_traceback(tmp_path: Path) -> None:
