@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import written
+
 STORIES_FILE = "characters-v1.jsonl"
 PROMPTS_FILE = "ioi-v1.json"
 
@@ -150,6 +152,7 @@ def contents() -> dict[str, str]:
     return {
         STORIES_FILE: "".join(json.dumps(story) + "\n" for story in stories),
         PROMPTS_FILE: json.dumps({"templates": templates, "names": NAMES}, indent=1) + "\n",
+        **written.contents(),
     }
 
 
