@@ -10,9 +10,11 @@ from crosslens.adapters.errors import InputError
 
 from .base import Task
 from .characters import Characters
+from .induction import Induction
 from .ioi import IOI
+from .lens import Lens
 
-_TASKS: Mapping[str, type[Task]] = MappingProxyType({task.name: task for task in (IOI, Characters)})
+_TASKS: Mapping[str, type[Task]] = MappingProxyType({task.name: task for task in (IOI, Characters, Lens)})
 
 
 def tasks() -> list[Task]:
