@@ -14,7 +14,7 @@ from .induction import Induction
 from .ioi import IOI
 from .lens import Lens
 
-_TASKS: Mapping[str, type[Task]] = MappingProxyType({task.name: task for task in (IOI, Characters, Lens)})
+_TASKS: Mapping[str, type[Task]] = MappingProxyType({task.name: task for task in (IOI, Characters, Induction, Lens)})
 
 
 def tasks() -> list[Task]:
