@@ -22,6 +22,7 @@ from .errors import (
     UnsupportedError,
 )
 from .families import Address, Family
+from .family_check import check_family
 from .family_draft import draft_family
 from .inspector import Inspector
 from .recording import Recording
@@ -53,6 +54,7 @@ __all__ = [
     "add",
     "apply",
     "backends",
+    "check_family",
     "draft_family",
     "load_backend",
     "open_inspector",

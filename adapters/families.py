@@ -1,7 +1,8 @@
 """Where each canonical site lives in each model family: data, in one place.
 
 To add a family, add one `Family` to `FAMILIES`: the `model_type` of its config, and an `Address` for every site that it
-has; `architectures.draft_family(model)` writes a first draft. The conformance kit walks every family.
+has; `family_draft.py` writes a first draft, and `family_check.py` says what of it does not hold. The conformance kit
+walks every family.
 """
 
 from __future__ import annotations
@@ -46,12 +47,15 @@ class Family:
         name: the oracle's and the tables' name for it.
         model_types: `config.model_type` values that belong to it.
         parts: attributes that a model of it has; an encoder with and without a head are told apart by them.
-        globals: address of each site outside the blocks.
-        blocks: address of each site in a block.
+        globals: address of each site outside the blocks; a site without one does not exist in these models.
+        blocks: address of each site in a block, likewise.
         absent: config -> {site without its block: why this model lacks it}.
-        norm: `pre`: the residual stream is the plain sum of what is added; `post`: it is normalised after each sum.
+        norms: resid_mid and resid_post -> path of the norm that their sum passes, where it passes one before the
+            residual stream goes on; empty where the stream is the plain sum of what is added.
         causal: whether a position sees only those before it.
         positions: name in the config of the number of learned positions; empty where there are none to run out of.
+        token_types: name in the config of the number of token types; empty where a token has none.
+        fits: whether a model of this config is laid out so, where others of its `model_types` are not.
     """
 
     name: str
@@ -60,9 +64,11 @@ class Family:
     globals: Mapping[str, Address]
     blocks: Mapping[str, Address]
     absent: Callable[[Any], dict[str, str]] = field(default=lambda config: {})
-    norm: Literal["pre", "post"] = "pre"
+    norms: Mapping[str, str] = field(default_factory=dict)
     causal: bool = True
     positions: str = ""
+    token_types: str = ""
+    fits: Callable[[Any], bool] = field(default=lambda config: True)
 
 
 def _llama(name: str, other: Mapping[str, Address] | None = None) -> Family:
@@ -230,7 +236,17 @@ def _opt() -> Family:
             "resid_post": Address(block, "output"),
         },
         absent=_opt_absent,
+        fits=lambda config: config.do_layer_norm_before,
     )
+
+
+def _opt_post() -> Family:
+    """The layout of OPT-350M, which normalises after each sum: what its norms return is read and goes on."""
+    block = "model.decoder.layers.{L}"
+    norms = {"resid_mid": f"{block}.self_attn_layer_norm", "resid_post": f"{block}.final_layer_norm"}
+    family = _opt()
+    blocks = {**family.blocks, "resid_mid": Address(norms["resid_mid"], "output")}
+    return changed(family, blocks=blocks, norms=norms, fits=lambda config: not config.do_layer_norm_before)
 
 
 def _opt_absent(config: Any) -> dict[str, str]:
@@ -238,8 +254,6 @@ def _opt_absent(config: Any) -> dict[str, str]:
     if config.word_embed_proj_dim != config.hidden_size:
         absent["embed"] = "it embeds into fewer units than the residual stream has; use blocks.0.resid_pre"
         absent["final_norm"] = "what enters its unembedding has fewer units than the residual stream"
-    if not config.do_layer_norm_before:
-        absent["resid_mid"] = "it normalises after each sum; use module:...:output of self_attn_layer_norm"
     if not config.do_layer_norm_before or config._remove_final_layer_norm:
         absent["final_norm"] = "it has no final norm; use the last resid_post"
     return absent
@@ -260,9 +274,10 @@ def _bert(base: str, head: str) -> Family:
         name="bert",
         model_types=("bert",),
         parts=tuple(part for part in (base or "encoder", head) if part),
-        norm="post",
+        norms={"resid_mid": f"{attn}.output.LayerNorm", "resid_post": f"{block}.output.LayerNorm"},
         causal=False,
         positions="max_position_embeddings",
+        token_types="type_vocab_size",
         globals=outside,
         blocks={
             "resid_pre": Address(block, "input"),
@@ -283,6 +298,6 @@ def _bert(base: str, head: str) -> Family:
 
 FAMILIES: tuple[Family, ...] = (
     _llama("llama"), _gpt2(), _gpt_neox(), _llama("qwen2"), _qwen3(), _llama("mistral"), _gemma2(), _phi3(), _opt(),
-    _bert("bert", "cls"), _bert("bert", ""), _bert("", ""),
+    _opt_post(), _bert("bert", "cls"), _bert("bert", ""), _bert("", ""),
 )  # fmt: skip
 """The first that fits a model is its family."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .errors import InputError
 
+_INTEGERS = (torch.int64, torch.int32)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -93,18 +95,21 @@ class Inputs:
     ids: Tensor | None = None
 
 
-def prepare(model: nn.Module, inputs: Any, tokenizer: Any, *, language: bool, vocab: int, limit: int | None) -> Inputs:
+def prepare(
+    model: nn.Module, inputs: Any, tokenizer: Any, *, language: bool, vocab: int, limit: int | None, types: int = 0
+) -> Inputs:
     """Check the inputs and turn them into the arguments of a forward.
 
     Args:
         model: the model; only its device is read.
         inputs: for a language model: a text, texts, token ids (batch, pos), or a mapping with `input_ids` and
-            perhaps `attention_mask` and `position_ids`. For any other module: a tensor, a tuple of arguments, or a
-            mapping of keyword arguments.
+            perhaps `attention_mask`, `position_ids` and `token_type_ids`. For any other module: a tensor, a tuple of
+            arguments, or a mapping of keyword arguments.
         tokenizer: needed for texts only; never changed.
         language: whether the model is a language model of a known family.
         vocab: number of token ids.
         limit: largest number of positions, where positions are learned.
+        types: number of token types; 0 where the model knows none.
 
     Raises:
         InputError: says what is wrong with the inputs and what would be right.
@@ -131,7 +136,13 @@ def prepare(model: nn.Module, inputs: Any, tokenizer: Any, *, language: bool, vo
         _check_mask(mask, ids)
         mask = None if bool(mask.bool().all()) else mask.to(device).long()
     kwargs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    position_ids = inputs.get("position_ids")
+    position_ids, token_types = inputs.get("position_ids"), inputs.get("token_type_ids")
+    if position_ids is not None:
+        _check_numbers("position_ids", position_ids, ids, limit)
+    if token_types is not None:
+        _check_numbers("token_type_ids", token_types, ids, max(types, 1))
+        if types:  # a generic tokenizer gives zeros to models that have none
+            kwargs["token_type_ids"] = token_types.to(device)
     if mask is not None:
         kwargs["attention_mask"] = mask
         if position_ids is None:
@@ -202,7 +213,16 @@ def _additive(mask: Tensor, queries: int, dtype: torch.dtype, window: int | None
 
 
 def left_padded(inputs: Inputs) -> Inputs:
-    """The same rows with their padding moved to the left, so that generation can append at the right."""
+    """The same rows with their padding moved to the left, so that generation can append at the right.
+
+    Raises:
+        InputError: positions of the caller's own, which the tokens to come could not go on from.
+    """
+    given, counted = inputs.kwargs.get("position_ids"), inputs.geometry.position
+    if given is not None and counted is not None:
+        real = counted >= 0
+        if not bool((given.cpu().expand_as(counted) == counted)[real].all()):
+            raise InputError("generate() counts positions from the mask; leave position_ids out of the inputs")
     if inputs.mask is None or inputs.ids is None:
         return inputs
     order = inputs.mask.argsort(dim=1, stable=True)  # padding first, real tokens in their order
@@ -229,7 +249,7 @@ def _tokenize(texts: list[str], tokenizer: Any) -> dict[str, Tensor]:
 
 
 def _check_ids(ids: Any, vocab: int) -> None:
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in _INTEGERS:
         shown = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"token ids are {shown}; they must be an int64 tensor of shape (batch, pos)")
     if ids.numel() == 0:
@@ -248,6 +268,20 @@ def _check_mask(mask: Any, ids: Tensor) -> None:
     if not bool(mask.bool().any(1).all()):
         row = int((~mask.bool().any(1)).nonzero()[0])
         raise InputError(f"attention_mask: row {row} is all padding")
+
+
+def _check_numbers(name: str, numbers: Any, ids: Tensor, limit: int | None) -> None:
+    """Numbers of each token, below `limit`; one row of them stands for all rows."""
+    shapes = (tuple(ids.shape), (1, ids.shape[1]))
+    if not isinstance(numbers, Tensor) or tuple(numbers.shape) not in shapes or numbers.dtype not in _INTEGERS:
+        shown = f"{tuple(numbers.shape)} {numbers.dtype}" if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise InputError(f"{name} are {shown}; they must be int64 and have the shape of input_ids, {shapes[0]}")
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or (limit is not None and high >= limit):
+        wrong = low if low < 0 else high
+        raise InputError(
+            f"{name} hold {wrong}; for this model they go from 0" + (f" to {limit - 1}" if limit else " up")
+        )
 
 
 def _any_module(inputs: Any) -> Inputs:

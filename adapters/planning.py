@@ -110,9 +110,11 @@ class Planner:
         sizes, config = self.architecture.sizes, getattr(self.model, "config", None)
         family = self.architecture.family
         limit = getattr(config, family.positions) if family is not None and family.positions else None
-        language = family is not None
-        vocab = sizes.get("d_vocab", 0)
-        ready = prepare(self.model, inputs, self.tokenizer, language=language, vocab=vocab, limit=limit)
+        types = getattr(config, family.token_types) if family is not None and family.token_types else 0
+        ready = prepare(
+            self.model, inputs, self.tokenizer,
+            language=family is not None, vocab=sizes.get("d_vocab", 0), limit=limit, types=types,
+        )  # fmt: skip
         if ready.mask is not None:
             left = bool((ready.mask[:, 0] == 0).any())
             self._require("padding.left" if left else "padding.right")

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .capabilities import Support
 from .errors import InputError, SiteError, UnsupportedError
+from .families import FAMILIES
 from .inspector import Inspector
 from .plan import Location, Plan, Probe, View, locate
 from .shadow import Shadow
@@ -66,7 +67,7 @@ HOOK_NAMES: Mapping[str, str] = {
 """Site without its block -> name of the hook point, without its block."""
 
 HOOKS_OF: Mapping[str, Mapping[str, str]] = {
-    "bert": {"embed": "embed.hook_out", "attn.out": "attn.o.hook_out", "resid_mid": "ln1.hook_out"},
+    "bert": {"embed": "embed.hook_out", "attn.out": "attn.o.hook_out"},
     "gemma2": {"logits": ""},
     "qwen3": {"attn.q": "attn.q_norm.hook_out", "attn.k": "attn.k_norm.hook_out"},  # its hook_q is before the norm
 }
@@ -112,6 +113,12 @@ class TransformerLensInspector(Inspector):
     }
 
     def _open(self) -> None:
+        family = self.architecture.family
+        if family is not None and not any(family is known for known in FAMILIES):
+            raise UnsupportedError(
+                f"family {family.name!r} is the caller's own: it says which modules its sites are at, not which hook "
+                "points of TransformerLens. Open another backend, or leave family= out and use native: names"
+            )
         architecture = _architecture(self.model)
         self._shadow = Shadow(self.model)
         module = self._shadow.module
@@ -122,7 +129,12 @@ class TransformerLensInspector(Inspector):
                 module, architecture, hf_config=module.config, post_adapter_hook=self._before_wrapping
             )
         parts: list[Any] = list(self._bridge.modules())
-        self._wrapped = [(part, part.original_component) for part in parts if "_original_component" in part._modules]
+        wrapping = [part for part in parts if "_original_component" in part._modules]
+        if lacking := [str(part.name) for part in wrapping if part._modules["_original_component"] is None]:
+            raise UnsupportedError(
+                f"TransformerLens would run {', '.join(lacking)}, which this {architecture} has not; open another backend"
+            )
+        self._wrapped = [(part, part.original_component) for part in wrapping]
         self._attentions = [part for part in parts if isinstance(part, AttentionBridge)]
         self._points: dict[str, str] = {name: point.name or name for name, point in self._bridge.hook_dict.items()}
         self._softmax_dtype: torch.dtype | None = None
@@ -137,9 +149,12 @@ class TransformerLensInspector(Inspector):
             raise self._refusal("capture.module", site)
         if site.kind == "native":
             return Location(HookKey(self._point(site, site.address), False))
-        assert self.architecture.family is not None
+        family = self.architecture.family
+        assert family is not None
         block = "" if site.layer is None else f"blocks.{site.layer}."
-        name = HOOKS_OF.get(self.architecture.family.name, {}).get(site.local, HOOK_NAMES[site.local])
+        name = HOOKS_OF.get(family.name, {}).get(site.local, HOOK_NAMES[site.local])
+        if site.local == "resid_mid" and family.norms:  # what goes on is what the norm returns
+            name = "ln1.hook_out"
         if not name:
             return Location(HookKey(_OUTPUT, False))
         shared = self.architecture.address(site).shared
@@ -208,6 +223,8 @@ class TransformerLensInspector(Inspector):
         family = self.architecture.family
         if family is None:
             return
+        if family.name == "opt" and "final_norm" in self.architecture.sites.absent:
+            adapter.component_mapping.pop("ln_final", None)  # which it takes for granted by a width
         query = family.blocks["attn.q"]
         if query.layout == "h d":
             return

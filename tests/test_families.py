@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace as changed
 from functools import cache
 from typing import Any
 
@@ -18,9 +20,11 @@ from crosslens.adapters import (
     SiteError,
     UnsupportedError,
     backends,
+    check_family,
     draft_family,
     load_backend,
     open_inspector,
+    replace,
     zero,
 )  # fmt: skip
 from crosslens.adapters.architectures import describe, family_of
@@ -107,7 +111,6 @@ def _odd(family: str, **changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "site", "says"),
     [
-        ({"do_layer_norm_before": False}, "blocks.0.resid_mid", "normalises after each sum"),
         ({"word_embed_proj_dim": 16}, "embed", "fewer units"),
         ({"do_layer_norm_before": False}, "final_norm", "no final norm"),
     ],
@@ -115,6 +118,98 @@ def _odd(family: str, **changes: Any) -> Any:
 def test_what_an_odd_opt_lacks_is_said(changes: dict[str, Any], site: str, says: str) -> None:
     with open_inspector("hooks", _odd("opt", **changes)) as lens, pytest.raises(SiteError, match=says):
         lens.run(IDS, capture=site)
+
+
+ODD = {
+    "gpt_neox in series": ("gpt_neox", {"use_parallel_residual": False}),
+    "opt that normalises after each sum": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "opt likewise, of one width": ("opt", {"do_layer_norm_before": False}),
+    "opt without its last norm": ("opt", {"_remove_final_layer_norm": True}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("backend", READERS)
+def test_an_odd_layout_is_read_and_cut_as_it_is(backend: str, odd: str) -> None:
+    name, changes = ODD[odd]
+    model = _odd(name, **changes).double()
+    other = IDS.flip(0)
+    if backend == "penzai":
+        with pytest.raises(UnsupportedError):
+            open_inspector(backend, model)
+        return
+    with open_inspector(backend, model) as lens, torch.no_grad():
+        family = lens.architecture.family
+        assert family is not None
+        run = lens.run(IDS, capture="blocks.1.*")
+        states = model(IDS, output_hidden_states=True).hidden_states
+        assert torch.allclose(run.logits, model(IDS).logits, atol=1e-6)
+        assert torch.allclose(run["blocks.1.resid_pre"], states[1], atol=1e-6)
+        assert torch.allclose(run["blocks.1.resid_post"], states[2], atol=1e-6)
+        for before, term, after in (("resid_pre", "attn.out", "resid_mid"), ("resid_mid", "mlp.out", "resid_post")):
+            total = run[f"blocks.1.{before}"] + run[f"blocks.1.{term}"]
+            if path := family.norms.get(after):
+                total = model.get_submodule(path.replace("{L}", "1"))(total)
+            assert torch.allclose(total, run[f"blocks.1.{after}"], atol=1e-6), after
+            there = lens.run(other, capture=f"blocks.1.{after}")[f"blocks.1.{after}"]
+            patched = lens.run(IDS, edits=[replace(f"blocks.1.{after}", there)])
+            assert torch.allclose(patched.logits, model(other).logits, atol=1e-6), f"{after} is no full cut"
+
+
+def test_a_part_that_transformer_lens_takes_for_granted_is_named() -> None:
+    model = _odd("opt", do_layer_norm_before=False)
+    model.config.model_type = "opt of another kind"  # so that nothing is known of its layout
+    with pytest.raises(UnsupportedError, match="would run model.decoder.final_layer_norm, which this OPTForCausalLM"):
+        open_inspector("transformer_lens", model)
+
+
+# ---- token types and positions
+
+
+@pytest.mark.parametrize("backend", [name for name in READERS if load_backend(name).supports()["family.bert"]])
+def test_token_types_reach_the_encoder(backend: str) -> None:
+    model, _ = _model("bert")
+    types = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        want, without = (model(IDS, token_type_ids=t).logits for t in (types, torch.zeros_like(types)))
+    assert not torch.allclose(want, without, atol=1e-2)
+    with open_inspector(backend, model) as lens:
+        found = lens.run({"input_ids": IDS, "token_type_ids": types}).logits
+    assert torch.allclose(found, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "says"),
+    [
+        (
+            "bert",
+            {"token_type_ids": torch.full((2, 6), 2)},
+            "token_type_ids hold 2; for this model they go from 0 to 1",
+        ),
+        ("bert", {"token_type_ids": torch.zeros(2, 5, dtype=torch.long)}, r"the shape of input_ids, \(2, 6\)"),
+        ("llama", {"token_type_ids": torch.ones(2, 6, dtype=torch.long)}, "they go from 0 to 0"),
+        ("gpt2", {"position_ids": torch.full((2, 6), 1024)}, "position_ids hold 1024; .* from 0 to 1023"),
+        ("llama", {"position_ids": torch.full((2, 6), -1)}, "position_ids hold -1; .* from 0 up"),
+        ("llama", {"position_ids": torch.zeros(2, 6)}, "position_ids are .*float32"),
+    ],
+)
+def test_numbers_that_a_model_has_not_are_refused(family: str, given: dict[str, torch.Tensor], says: str) -> None:
+    with open_inspector("hooks", _model(family)[0]) as lens, pytest.raises(InputError, match=says):
+        lens.run({"input_ids": IDS, **given})
+
+
+def test_positions_of_the_caller_are_used_or_refused() -> None:
+    model, _ = _model("gpt2")
+    positions = torch.arange(6)[None] + 3
+    with open_inspector("hooks", model) as lens, torch.no_grad():
+        found = lens.run({"input_ids": IDS, "position_ids": positions}).logits
+        assert torch.allclose(found, model(IDS, position_ids=positions).logits, atol=1e-10)
+        zeros = {"input_ids": IDS, "token_type_ids": torch.zeros_like(IDS)}  # as a generic tokenizer gives them
+        assert torch.allclose(lens.run(zeros).logits, model(IDS).logits, atol=1e-10)
+        with pytest.raises(InputError, match="leave position_ids out"):
+            lens.generate({"input_ids": IDS, "position_ids": positions}, max_new_tokens=2)
+        same = lens.generate({"input_ids": IDS, "position_ids": torch.arange(6)[None]}, max_new_tokens=2)
+        assert torch.equal(same.tokens, lens.generate(IDS, max_new_tokens=2).tokens)
 
 
 def test_too_many_tokens_for_learned_positions_are_refused() -> None:
@@ -163,6 +258,127 @@ def test_a_draft_of_a_family_works_when_it_is_given(kind: str, sizes: dict[str, 
         with torch.no_grad():
             projection.weight[:, 16:24] = 0
         assert torch.allclose(edited.logits, model(IDS).logits, atol=1e-10)
+
+
+def _drafted() -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+    """(model_type, sizes, how each finding begins)"""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 311}
+    like_llama = {**sizes, "num_key_value_heads": 2, "intermediate_size": 80}
+    for kind, given in _strangers():
+        yield kind, given, []
+    yield "olmo2", like_llama, []
+    yield (
+        "gemma3_text",
+        {**like_llama, "head_dim": 10},
+        [
+            "blocks.1.attn.q: has shape (3, 4, 7, 10), must be (3, 7, 4, 10); layout 'head first'",
+            "blocks.1.attn.k: has shape (3, 2, 7, 10), must be (3, 7, 2, 10); layout 'head first'",
+        ],
+    )
+    yield (
+        "granite",
+        {**like_llama, "residual_multiplier": 0.5},
+        [
+            "blocks.1.resid_mid: is not blocks.1.resid_pre + blocks.1.attn.out",
+            "blocks.1.resid_post: is not blocks.1.resid_mid + blocks.1.mlp.out",
+        ],
+    )
+
+
+@pytest.mark.parametrize(("kind", "sizes", "findings"), list(_drafted()))
+def test_a_draft_is_right_or_the_check_says_where_it_is_not(
+    kind: str, sizes: dict[str, Any], findings: list[str]
+) -> None:
+    model = _stranger(kind, sizes)
+    scope: dict[str, Any] = {}
+    exec(draft_family(model), scope)
+    found = check_family(model, scope["family"])
+    assert len(found) == len(findings), found
+    for text, start in zip(found, findings, strict=True):
+        assert text.startswith(start), text
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "bert"])
+def test_a_draft_of_a_known_family_is_what_is_known_of_it(name: str) -> None:
+    model, _ = _model(name)
+    known, scope = family_of(model), {}
+    exec(draft_family(model), scope)
+    family: Family = scope["family"]
+    assert known is not None
+    assert (family.blocks, family.norms, family.causal) == (known.blocks, known.norms, known.causal)
+
+
+# ---- the check of a family
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_nothing_is_found_in_a_known_family(name: str) -> None:
+    for dtype in (torch.float64, torch.float32):
+        model, _ = tiny_model(name, dtype=dtype)
+        family = family_of(model)
+        assert family is not None
+        assert check_family(model, family) == []
+
+
+_ATTN = "model.layers.{L}.self_attn"
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "address", "says"),
+    [
+        ("qwen3", "attn.q", Address(f"{_ATTN}.q_proj", "output", "h d"), "no multiple of their product"),
+        ("llama", "attn.v", Address(f"{_ATTN}.k_proj", "output", "h d"), "is not the pattern times"),
+        ("llama", "attn.k", Address(f"{_ATTN}.v_proj", "output", "h d"), "no multiple of their product"),
+        ("llama", "attn.q", Address(f"{_ATTN}.k_proj", "output", "h d"), "blocks.1.attn.q: has shape"),
+        ("gemma2", "attn.out", Address(_ATTN, "output"), r"resid_mid: is not blocks.1.resid_pre \+ blocks.1.attn.out"),
+        ("gemma2", "mlp.out", Address("model.layers.{L}.mlp", "output"), "resid_post: is not"),
+        ("gemma2", "logits", Address("lm_head", "output"), "logits: are not what the model returns"),
+        ("llama", "resid_mid", Address("model.layers.{L}.post_attention_layernorm", "input"), "not all that is read"),
+        ("llama", "resid_pre", Address("model.layers.{L}.input_layernorm", "output"), "is not the hidden state"),
+        ("llama", "final_norm", Address("model.layers.2", "output"), "final_norm: the unembedding does not make"),
+        ("llama", "attn.out", Address("model.layers.{L}.mlp", "softmax"), "attn.out: cannot be read"),
+        ("opt", "resid_mid", Address("model.decoder.layers.{L}.final_layer_norm", "input"), "resid_mid: has shape"),
+    ],
+)
+def test_a_wrong_address_is_found(name: str, site: str, address: Address, says: str) -> None:
+    model, _ = _model(name)
+    family = family_of(model)
+    assert family is not None
+    if site in family.globals:
+        wrong = changed(family, globals={**family.globals, site: address})
+    else:
+        wrong = changed(family, blocks={**family.blocks, site: address})
+    assert any(re.search(says, finding) for finding in check_family(model, wrong)), check_family(model, wrong)
+
+
+def test_other_wrong_claims_are_found() -> None:
+    bert, _ = _model("bert")
+    family = family_of(bert)
+    assert family is not None
+    assert any("causal=True" in finding for finding in check_family(bert, changed(family, causal=True)))
+    found = check_family(bert, changed(family, norms={}))
+    assert [finding.partition(":")[0] for finding in found] == ["blocks.1.resid_mid", "blocks.1.resid_post"]
+
+
+def test_a_site_without_an_address_does_not_exist() -> None:
+    model, _ = _model("llama")
+    family = family_of(model)
+    assert family is not None
+    blocks = {name: address for name, address in family.blocks.items() if name not in ("mlp.post", "attn.q")}
+    less = changed(family, name="mine", blocks=blocks, globals={"embed": family.globals["embed"]})
+    with open_inspector("hooks", model, family=less) as lens:
+        assert "blocks.0.resid_mid" in lens.run(IDS, capture="blocks.*")
+        for site in ("blocks.0.mlp.post", "logits"):
+            with pytest.raises(SiteError, match="family 'mine' gives no address for it"):
+                lens.run(IDS, capture=site)
+    assert check_family(model, less) == []
+    with pytest.raises(InputError, match="whose config has no hidden_size"):
+        open_inspector("hooks", torch.nn.Linear(2, 2), family=family)
+    blocks = {**family.blocks, "mlp.post": Address("model.layers.{L}.mlp", "input")}
+    with pytest.raises(InputError, match="a LlamaMLP without a weight"):
+        open_inspector("hooks", model, family=changed(family, blocks=blocks))
+    with pytest.raises(UnsupportedError, match="is the caller's own"):
+        open_inspector("transformer_lens", model, family=less)
 
 
 def test_an_unknown_model_is_told_how_to_get_names() -> None:

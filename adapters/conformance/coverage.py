@@ -21,6 +21,7 @@ from crosslens.adapters.edits import add, replace, zero
 from crosslens.adapters.families import FAMILIES
 from crosslens.adapters.sites import BLOCK_AXES
 
+from . import definitions
 from .kit import Check, Context, Padding, Promise, Scene
 
 LAYER = 1
@@ -41,7 +42,7 @@ def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
 
         whole = ("capture.residual", "capture.attention", "capture.mlp")
         yield on("logits", ("capture.residual",), _logits)
-        yield on("shapes", whole, _shapes)
+        yield on("values", whole, _values)
         yield on("shape-of-pattern", ("capture.pattern",), _shape_of_pattern)
         yield on("own-values", (*whole, "edit.replace", *_needed(family)), _own_values)
         yield on("own-pattern", ("edit.pattern", "edit.replace", "capture.pattern"), _own_pattern)
@@ -54,7 +55,7 @@ def checks(context: Context, families: Sequence[str]) -> Iterator[Check]:
                 special = ("edit.resid_mid",) if local == "resid_mid" else ()
                 yield on(f"cut/{local}", ("edit.replace", "capture.residual", *special), partial(_cut, local=local))
         yield on("sums", ("capture.residual", "capture.attention", "capture.mlp"), _sums)
-        yield on("pattern-is-a-distribution", ("capture.pattern",), _distribution)
+        yield on("pattern-by-definition", ("capture.pattern", "capture.attention"), _pattern)
         yield on("head", ("edit.zero", "edit.heads"), _head)
         yield on("neuron", ("edit.zero", "edit.units"), _neuron)
         yield on("value-head", ("edit.zero", "edit.heads"), _value_head)
@@ -143,7 +144,8 @@ def _names(scene: Scene) -> list[str]:
     return [f"blocks.{LAYER}.{local}" for local in locals_]
 
 
-def _shapes(context: Context, scene: Scene) -> None:
+def _values(context: Context, scene: Scene) -> None:
+    """Shapes; the residual stream as the model itself returns it; and attention by its definition."""
     lens = context.lens(scene)
     names = ["embed", *_names(scene), "final_norm", "logits"]
     run = lens.run(scene.ids, capture=names)
@@ -153,6 +155,16 @@ def _shapes(context: Context, scene: Scene) -> None:
         want = tuple(sizes[axis] for axis in named.axes)
         assert tuple(run[name].shape) == want, f"{name}: shape {tuple(run[name].shape)}, must be {want}"
         assert run[name].dtype == torch.float64, f"{name}: {run[name].dtype}"
+    with torch.no_grad():
+        states = scene.model(input_ids=scene.ids, output_hidden_states=True).hidden_states
+        _close(run["embed"], scene.model.get_input_embeddings()(scene.ids), "embed", SINGLE)
+    _close(run[f"blocks.{LAYER}.resid_pre"], states[LAYER], "resid_pre", SINGLE)
+    _close(run[f"blocks.{LAYER}.resid_post"], states[LAYER + 1], "resid_post", SINGLE)
+    for layer in (0, LAYER):  # where attention takes turns between two kinds, one of each
+        run = lens.run(scene.ids, capture=[f"blocks.{layer}.attn.{part}" for part in "qkvz"])
+        q, k, v, z = (run[f"blocks.{layer}.attn.{part}"] for part in "qkvz")
+        weights = definitions.pattern(scene.model, layer, q, k, causal=_causal(scene.family))
+        _close(z, definitions.mixed(weights, v), f"blocks.{layer}.attn.z from q, k and v", SINGLE)
 
 
 def _shape_of_pattern(context: Context, scene: Scene) -> None:
@@ -256,26 +268,23 @@ def _sums(context: Context, scene: Scene) -> None:
     run = lens.run(scene.ids, capture=[f"blocks.{LAYER}.{n}" for n in names if n not in _absent(scene.family)])
     pre, attn, mlp, post = (run[f"blocks.{LAYER}.{n}"] for n in ("resid_pre", "attn.out", "mlp.out", "resid_post"))
     mid = run[f"blocks.{LAYER}.resid_mid"] if "resid_mid" not in _absent(scene.family) else pre + attn
-    if family.norm == "pre":
-        _close(pre + attn, mid, "resid_pre + attn.out")
-        _close(mid + mlp, post, "resid_mid + mlp.out")
-        return
-    block = f"encoder.layer.{LAYER}"
-    norms = [scene.model.get_submodule(f"bert.{block}.{path}.LayerNorm") for path in ("attention.output", "output")]
-    _close(norms[0](pre + attn).detach(), mid, "norm(resid_pre + attn.out)")
-    _close(norms[1](mid + mlp).detach(), post, "norm(resid_mid + mlp.out)")
+    for site, total, want in (("resid_mid", pre + attn, mid), ("resid_post", mid + mlp, post)):
+        path = family.norms.get(site, "").replace("{L}", str(LAYER))
+        normed = scene.model.get_submodule(path)(total).detach() if path else total
+        _close(normed, want, f"{'the norm of ' if path else ''}what enters {site}")
 
 
-def _distribution(context: Context, scene: Scene) -> None:
-    lens = context.lens(scene)
-    pattern = lens.run(scene.ids, capture=f"blocks.{LAYER}.attn.pattern")[f"blocks.{LAYER}.attn.pattern"]
-    _close(pattern.sum(-1), torch.ones(pattern.shape[:3], dtype=torch.float64), "rows of the pattern", SINGLE)
-    future = pattern.triu(1)
-    assert bool((future == 0).all()) == _causal(scene.family), "a query sees later keys where, and only where, it may"
-    window = getattr(scene.model.config, "sliding_window", None)
-    kinds = getattr(scene.model.config, "layer_types", None)
-    if window and (kinds is None or kinds[LAYER] == "sliding_attention"):
-        assert not pattern.tril(-window).any(), f"a query sees more than {window} keys"
+def _pattern(context: Context, scene: Scene) -> None:
+    """From q and k by definition; every row sums to 1, and what may not be seen gets exactly nothing."""
+    lens, causal = context.lens(scene), _causal(scene.family)
+    for layer in (0, LAYER):
+        block = f"blocks.{layer}.attn"
+        run = lens.run(scene.ids, capture=[f"{block}.q", f"{block}.k", f"{block}.pattern"])
+        got = run[f"{block}.pattern"]
+        want = definitions.pattern(scene.model, layer, run[f"{block}.q"], run[f"{block}.k"], causal=causal)
+        _close(got, want, f"{block}.pattern from q and k", SINGLE)
+        _close(got.sum(-1), torch.ones(got.shape[:3], dtype=torch.float64), "rows of the pattern", SINGLE)
+        assert torch.equal(got == 0, want == 0), f"{block}.pattern: a query sees keys that it may not see"
 
 
 def _head(context: Context, scene: Scene) -> None:
