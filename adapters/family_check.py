@@ -132,7 +132,10 @@ class _Check:
 
     def _sums(self, run: Run) -> Iterator[str]:
         pre, attn, mid, mlp, post = map(self._at, ("resid_pre", "attn.out", "resid_mid", "mlp.out", "resid_post"))
-        parts = [((pre, attn), mid, "resid_mid"), ((mid, mlp), post, "resid_post")]
+        parts: list[tuple[tuple[str, ...], str, str]] = [
+            ((pre, attn), mid, "resid_mid"),
+            ((mid, mlp), post, "resid_post"),
+        ]
         if not self._has(mid) and not self.family.norms:  # both are added to what enters the block
             parts = [((pre, attn, mlp), post, "resid_post")]
         for terms, total, local in parts:

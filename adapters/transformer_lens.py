@@ -132,7 +132,7 @@ class TransformerLensInspector(Inspector):
         wrapping = [part for part in parts if "_original_component" in part._modules]
         if lacking := [str(part.name) for part in wrapping if part._modules["_original_component"] is None]:
             raise UnsupportedError(
-                f"TransformerLens would run {', '.join(lacking)}, which this {architecture} has not; open another backend"
+                f"TransformerLens would run {', '.join(lacking)}, which this {architecture} lacks; open another backend"
             )
         self._wrapped = [(part, part.original_component) for part in wrapping]
         self._attentions = [part for part in parts if isinstance(part, AttentionBridge)]

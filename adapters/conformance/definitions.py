@@ -43,7 +43,8 @@ def pattern(model: Any, layer: int, q: Tensor, k: Tensor, *, causal: bool) -> Te
     window = getattr(config, "sliding_window", None)
     if window and (kinds is None or kinds[layer] == "sliding_attention"):
         seen = seen.triu(1 - window)
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    weights: Tensor = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return weights
 
 
 def mixed(weights: Tensor, v: Tensor) -> Tensor:
