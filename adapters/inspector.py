@@ -24,8 +24,9 @@ from .decoding import Sampler, decode
 from .edits import Edit
 from .errors import ClosedError, InputError, SiteError
 from .families import Family
-from .inputs import left_padded, model_mask
+from .inputs import Inputs, left_padded, model_mask
 from .metrics import Metric, total
+from .padding import pad_token, refuse_unmasked
 from .plan import Location, Look, Plan, Point, StopForward, locate
 from .planning import Planner, SiteNames
 from .run import Generation, Run
@@ -148,7 +149,7 @@ class Inspector(Planner, ABC):
         edits: Iterable[Edit] = (),
         until: str | Site | None = None,
     ) -> Run:
-        """One forward, without gradients.
+        """One forward, without gradients, in the mode that the model is in: while it trains, dropout acts.
 
         Args:
             inputs: a text, texts, token ids (batch, pos), or a mapping with `input_ids` and `attention_mask`; for
@@ -321,6 +322,11 @@ class Inspector(Planner, ABC):
                 "forward stopped before it"
             )
         return output
+
+    def _prepare(self, inputs: Any) -> Inputs:
+        ready = super()._prepare(inputs)
+        refuse_unmasked(inputs, ready.ids, pad_token(getattr(self.model, "config", None), self.tokenizer))
+        return ready
 
     def _in_order(self, plan: Plan, capture: SiteNames) -> dict[str, Any]:
         return {site.name: plan.captured[site.name] for site in self._resolve(capture)}

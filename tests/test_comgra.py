@@ -349,7 +349,7 @@ def test_nothing_is_printed_and_nothing_warned(lens: ComgraInspector, capsys: py
 def test_training_of_a_language_model_is_the_same_bit_by_bit() -> None:
     def train(record: bool) -> tuple[list[float], list[Tensor]]:
         model, _ = tiny_model("llama")
-        ids = torch.arange(24).reshape(3, 8)
+        ids = torch.arange(1, 25).reshape(3, 8)
         optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
         losses = []
         with ComgraInspector(model) as lens:
@@ -552,10 +552,10 @@ def test_attention_after_softmax_is_refused_and_found_where_the_error_says() -> 
             lens.record("native:x")
         with lens.record("module:model.layers.*.self_attn:output", parameters=False) as recording:
             with recording.step("a"):
-                model(torch.arange(24).reshape(3, 8))
+                model(torch.arange(1, 25).reshape(3, 8))
             table = recording.table()
         with pytest.raises(UnsupportedError, match=r"lens\.record"):
-            lens.run(torch.arange(24).reshape(3, 8))
+            lens.run(torch.arange(1, 25).reshape(3, 8))
     got = recorded(table, 0, "activation", "module:model.layers.1.self_attn:output[1]")
     assert got["mean", "batch_mean"] == pytest.approx(1 / 8, abs=1e-6)  # rows of 8 keys sum to 1
 
