@@ -1,0 +1,84 @@
+"""Run and measure the idioms, print the table, and keep it: `python -m crosslens.benchmarks.idioms`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from crosslens.adapters.errors import InputError
+
+from .catalogue import LIBRARIES, entries
+from .operations import OPERATIONS
+from .report import cell, libraries, markdown, of
+from .running import rows
+
+_STYLES = {"right": "green", "wrong": "bold red", "raises": "red", "impossible": "yellow"}
+
+
+def main(
+    library: Annotated[list[str] | None, typer.Option(help="Only this library; may be given again.")] = None,
+    operation: Annotated[list[str] | None, typer.Option(help="Only this operation; may be given again.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the table in this .md file, the rows in the .json beside.")
+    ] = None,
+) -> None:
+    """Exit status 1 where an outcome is not the one that the program's header states, 2 for wrong usage."""
+    console, errors = Console(), Console(stderr=True)
+    for given, known, what in ((library, LIBRARIES, "library"), (operation, OPERATIONS, "operation")):
+        for name in given or ():
+            if name not in known:
+                errors.print(f"no {what} {name!r}; there are {', '.join(known)}", style="red")
+                raise typer.Exit(2)
+    if out is not None and (out.suffix != ".md" or not out.parent.is_dir()):
+        errors.print(f"--out {out}: name a .md file in a folder that exists", style="red")
+        raise typer.Exit(2)
+    chosen = library or list(LIBRARIES)
+    try:
+        total = sum(not operation or each.operation in operation for name in chosen for each in entries(name))
+    except InputError as error:
+        errors.print(str(error), style="red")
+        raise typer.Exit(2) from None
+    found: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("idioms", total=total)
+        for name in chosen:
+            progress.update(task, description=name)
+            found += rows(name, operation or (), lambda row: progress.advance(task))
+    console.print(table(found))
+    if out is not None:
+        out.write_text(markdown(found), encoding="utf-8")
+        out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    other = [row for row in found if row["outcome"] != row["stated"]]
+    for row in other:
+        errors.print(
+            f"{row['library']} {row['operation']} {row['family']}: {row['outcome']}, where its header says "
+            f"{row['stated']}. {row['note']}", style="red", markup=False,
+        )  # fmt: skip
+    raise typer.Exit(1 if other else 0)
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    """Operations by library."""
+    names = libraries(found)
+    out = Table("operation", *names, title="logical lines of set-up + operation, and tokens that gpt2 changes")
+    for operation in OPERATIONS:
+        cells = [of(found, name, operation) for name in names]
+        if any(cells):
+            out.add_row(operation, *(_styled(each) for each in cells))
+    return out
+
+
+def _styled(found: list[dict[str, Any]]) -> str:
+    worst = next((name for name in reversed(_STYLES) if any(row["outcome"] == name for row in found)), "right")
+    return f"[{_STYLES[worst]}]{cell(found)}[/]"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,20 @@
+"""Steer a generation, with crosslens.
+
+Documentation: crosslens README, "Swap the backend with one word" and "Sites and edits"
+Serves: llama, gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from crosslens.adapters import add, open_inspector
+
+
+def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+    # --- operation
+    edit = add(f"blocks.{layer}.resid_post", vector[None, None])
+    with open_inspector("hooks", model) as lens:
+        return lens.generate(ids, max_new_tokens=new_tokens, edits=[edit]).tokens

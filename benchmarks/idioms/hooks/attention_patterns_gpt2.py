@@ -1,0 +1,27 @@
+"""Record the attention of every block, with PyTorch hooks.
+
+Documentation: https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html, "register_forward_hook"
+Serves: gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def run(model: Any, ids: Tensor) -> Tensor:
+    model.set_attn_implementation("eager")
+    # --- operation
+    kept: list[Tensor] = []
+    handles = [
+        block.attn.register_forward_hook(lambda module, args, output: kept.append(output[1].clone()))
+        for block in model.transformer.h
+    ]
+    with torch.no_grad():
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(kept)

@@ -1,0 +1,23 @@
+"""Record the residual stream behind every block, with nnsight.
+
+Documentation: https://nnsight.net/documentation/, usage/save and usage/access-and-modify
+Serves: gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnsight import TransformersModel, save
+from torch import Tensor
+
+
+def run(model: Any, tokenizer: Any, ids: Tensor) -> Tensor:
+    lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    # --- operation
+    with torch.no_grad(), lm.trace(ids):
+        residuals = save([])
+        for block in lm.transformer.h:
+            residuals.append(block.output)
+    return torch.stack(residuals)

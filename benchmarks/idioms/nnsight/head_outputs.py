@@ -1,0 +1,23 @@
+"""Record what each head gives, with nnsight.
+
+Documentation: https://nnsight.net/documentation/, patterns/per-head-attention
+Serves: llama
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnsight import TransformersModel, save
+from torch import Tensor
+
+
+def run(model: Any, tokenizer: Any, ids: Tensor) -> Tensor:
+    lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    # --- operation
+    with torch.no_grad(), lm.trace(ids):
+        heads = save([])
+        for block in lm.model.layers:
+            heads.append(block.self_attn.o_proj.input)
+    return torch.stack(heads).unflatten(-1, (model.config.num_attention_heads, -1))

@@ -1,0 +1,22 @@
+"""Embedding times gradient, with nnsight.
+
+Documentation: https://nnsight.net/documentation/, patterns/gradient-based-attribution
+Serves: gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnsight import TransformersModel
+from torch import Tensor
+
+
+def run(model: Any, tokenizer: Any, ids: Tensor, token: int) -> Tensor:
+    lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    # --- operation
+    with lm.trace(ids):
+        embed = lm.transformer.wte.output
+        with lm.output.logits[0, -1, token].backward():
+            product: Tensor = (embed * embed.grad).save()
+    return product.sum(-1)[0]

@@ -1,0 +1,21 @@
+"""Record a residual stream of a padded batch, with nnsight.
+
+Documentation: https://nnsight.net/documentation/, usage/invoke-and-batching
+Serves: llama
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnsight import TransformersModel
+from torch import Tensor
+
+
+def run(model: Any, tokenizer: Any, texts: list[str], layer: int) -> Tensor:
+    lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    # --- operation
+    with torch.no_grad(), lm.trace(texts):
+        residual: Tensor = lm.model.layers[layer].output.save()
+    return residual

@@ -1,0 +1,26 @@
+"""Patch what one head gives, with nnsight.
+
+Documentation: https://nnsight.net/documentation/, patterns/per-head-attention and patterns/activation-patching
+Serves: llama
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnsight import TransformersModel
+from torch import Tensor
+
+
+def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+    lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    # --- operation
+    size = model.config.hidden_size // model.config.num_attention_heads
+    units = slice(head * size, (head + 1) * size)
+    with torch.no_grad(), lm.trace(source):
+        value = lm.model.layers[layer].self_attn.o_proj.input[..., units].save()
+    with torch.no_grad(), lm.trace(ids):
+        lm.model.layers[layer].self_attn.o_proj.input[..., units] = value
+        logits: Tensor = lm.output.logits.save()
+    return logits

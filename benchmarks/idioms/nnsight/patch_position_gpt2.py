@@ -1,0 +1,24 @@
+"""Patch the residual stream at one position, with nnsight.
+
+Documentation: https://nnsight.net/documentation/, patterns/activation-patching
+Serves: gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnsight import TransformersModel
+from torch import Tensor
+
+
+def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+    lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    # --- operation
+    with torch.no_grad(), lm.trace(source):
+        value = lm.transformer.h[layer].output[:, position].save()
+    with torch.no_grad(), lm.trace(ids):
+        lm.transformer.h[layer].output[:, position] = value
+        logits: Tensor = lm.output.logits.save()
+    return logits

@@ -1,0 +1,22 @@
+"""Record a residual stream and run no further, with nnsight.
+
+Documentation: https://nnsight.net/documentation/, usage/stop-and-early-exit
+Serves: llama
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnsight import TransformersModel
+from torch import Tensor
+
+
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int) -> Tensor:
+    lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    # --- operation
+    with torch.no_grad(), lm.trace(ids) as tracer:
+        residual: Tensor = lm.model.layers[layer].output.save()
+        tracer.stop()
+    return residual

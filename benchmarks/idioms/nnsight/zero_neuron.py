@@ -1,0 +1,22 @@
+"""Zero one neuron, with nnsight.
+
+Documentation: https://nnsight.net/documentation/, patterns/ablation
+Serves: llama
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnsight import TransformersModel
+from torch import Tensor
+
+
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+    lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    # --- operation
+    with torch.no_grad(), lm.trace(ids):
+        lm.model.layers[layer].mlp.down_proj.input[..., neuron] = 0
+        logits: Tensor = lm.output.logits.save()
+    return logits

@@ -1,0 +1,23 @@
+"""Record what each head gives, with pyvene.
+
+Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Getting Activations"
+Serves: llama, gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyvene as pv
+import torch
+from torch import Tensor
+
+
+def run(model: Any, ids: Tensor) -> Tensor:
+    # --- operation
+    sites = [
+        {"layer": layer, "component": "attention_value_output", "intervention": pv.CollectIntervention()}
+        for layer in range(model.config.num_hidden_layers)
+    ]
+    (_, heads), _ = pv.IntervenableModel(sites, model=model)({"input_ids": ids})
+    return torch.stack(heads).unflatten(-1, (model.config.num_attention_heads, -1))

@@ -1,0 +1,21 @@
+"""Patch what one head gives, with pyvene.
+
+Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Intervene on Attention Head"
+Serves: llama, gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyvene as pv
+from torch import Tensor
+
+
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+    # --- operation
+    site = {"layer": layer, "component": "head_attention_value_output", "unit": "h"}
+    intervenable = pv.IntervenableModel(site, model=model)
+    _, output = intervenable({"input_ids": ids}, [{"input_ids": source}], {"sources->base": head})
+    logits: Tensor = output.logits
+    return logits

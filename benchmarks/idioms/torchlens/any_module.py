@@ -1,0 +1,18 @@
+"""Record the hidden layer of a network of one's own, with torchlens.
+
+Documentation: https://github.com/johnmarktaylor91/torchlens, README, "Quickstart"
+Serves: llama, gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torchlens as tl
+from torch import Tensor
+
+
+def run(model: Any, images: Tensor) -> Tensor:
+    # --- operation
+    hidden: Tensor = tl.trace(model, images)["hidden"].out
+    return hidden

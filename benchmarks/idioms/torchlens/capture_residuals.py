@@ -1,0 +1,20 @@
+"""Record the residual stream behind every block, with torchlens.
+
+Documentation: https://github.com/johnmarktaylor91/torchlens, README, "Quickstart"
+Serves: llama
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchlens as tl
+from torch import Tensor
+
+
+def run(model: Any, ids: Tensor) -> Tensor:
+    # --- operation
+    log = tl.trace(model, ids, {"use_cache": False})
+    paths = [f"model.layers.{layer}" for layer in range(model.config.num_hidden_layers)]
+    return torch.stack([log[path].out for path in paths])

@@ -1,0 +1,23 @@
+"""Differentiate a logit difference at a residual stream, with torchlens.
+
+Documentation: https://github.com/johnmarktaylor91/torchlens, README, "Forward AND backward pass"
+Serves: llama
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torchlens as tl
+from torch import Tensor
+
+
+def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Tensor:
+    # --- operation
+    path = f"model.layers.{layer}"
+    capture = tl.options.CaptureOptions(save_grads=tl.module(path))
+    log = tl.trace(model, ids, {"use_cache": False}, capture=capture)
+    logits = log[log.output_layers[0]].out[0, -1]
+    log.log_backward(logits[token] - logits[other])
+    gradient: Tensor = log[path].grad
+    return gradient

@@ -1,0 +1,21 @@
+"""Record what each head gives, with torchlens.
+
+Documentation: https://github.com/johnmarktaylor91/torchlens, docs/facets.md
+Serves: gpt2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchlens as tl
+from torch import Tensor
+
+
+def run(model: Any, ids: Tensor) -> Tensor:
+    model.set_attn_implementation("eager")
+    # --- operation
+    log = tl.trace(model, ids, {"use_cache": False})
+    paths = [f"transformer.h.{layer}.attn" for layer in range(model.config.num_hidden_layers)]
+    return torch.stack([log.modules[path].facets["z"].value.transpose(1, 2) for path in paths])
