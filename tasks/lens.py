@@ -23,6 +23,7 @@ from crosslens.adapters import InputError, Inspector, replace
 from crosslens.adapters.architectures import Architecture
 
 from .base import Known, Progress, Result, Score, Size, Task
+from .continuations import asked
 from .data.prompts import read_answers
 from .effects import rounding
 from .scoring import judged
@@ -84,7 +85,7 @@ class Lens(Task):
         for answer in read_answers()[: ANSWERS[size]]:
             for category in CATEGORIES:
                 text = getattr(answer, category)
-                prompt, token = _prompt(tokenizer, text, answer.answer)
+                prompt, token = asked(self.name, tokenizer, text, answer.answer)
                 ids.append(prompt)
                 rows.append((answer.id, category, answer.answer, text, token))
         prompts = pd.DataFrame(rows, columns=["id", "category", "answer", "text", "token"])
@@ -243,15 +244,6 @@ def _oracle_streams(oracle: Any, work: Work) -> Tensor:
     rows = {row: ids for batch in work.batches for row, ids in zip(batch.rows, batch.unpadded(), strict=True)}
     runs = (oracle.run(rows[row][None]).sites for row in range(len(rows)))
     return torch.stack([torch.stack([sites[site][0, -1] for site in work.sites]) for sites in runs])
-
-
-def _prompt(tokenizer: Any, text: str, answer: str) -> tuple[list[int], int]:
-    """The prompt's tokens, without what a tokenizer puts at the end of a text, and the answer's first token."""
-    alone, whole = (list(tokenizer(each)["input_ids"]) for each in (text, f"{text} {answer}"))
-    end = next((p for p, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
-    if not 0 < end < len(whole):
-        raise InputError(f"task 'lens': the tokenizer makes no token of {text!r} or of {answer!r} after it")
-    return whole[:end], whole[end]
 
 
 def _empty(work: Work) -> dict[str, NDArray[np.float64]]:

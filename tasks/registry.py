@@ -13,8 +13,11 @@ from .characters import Characters
 from .induction import Induction
 from .ioi import IOI
 from .lens import Lens
+from .steering import Steering
 
-_TASKS: Mapping[str, type[Task]] = MappingProxyType({task.name: task for task in (IOI, Characters, Induction, Lens)})
+_TASKS: Mapping[str, type[Task]] = MappingProxyType(
+    {task.name: task for task in (IOI, Characters, Induction, Lens, Steering)}
+)
 
 
 def tasks() -> list[Task]:
