@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -82,12 +80,12 @@ def compare_command(
         raise InputError(f"--out {out} is not a folder that is new or empty; name another, or --resume what it holds")
     network, tokenizer = load_model(model)
     err = Console(stderr=True)
-    with open_inspector(backend, network, tokenizer) as lens, _bar(err) as told:
+    with open_inspector(backend, network, tokenizer) as lens:
         try:
             result = compare(
                 lens, corpus, sites=list(sites) or list(DEFAULT_SITES), kpis=list(kpis) or None,
                 directions=list(directions), batch_size=batch_size, max_tokens=max_tokens, out=out, resume=resume,
-                model=model, progress=told,
+                model=model, progress=True,
             )  # fmt: skip
         except KeyboardInterrupt:
             _say(err, f"stopped: what was finished is kept in {out}; the same command with --resume goes on behind it")
@@ -98,21 +96,6 @@ def compare_command(
         print(to_json(_summary(found, out), indent=2))
     else:
         _print(found, files)
-
-
-@contextmanager
-def _bar(console: Console) -> Iterator[Any]:
-    """A bar of examples on a terminal; nothing elsewhere."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    # the speed is that of the last five minutes: batches differ in length
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=300
-    ) as bar:
-        task = bar.add_task("examples", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def _write(found: Found, out: Path) -> list[Path]:

@@ -15,7 +15,6 @@ process alone would have found.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +30,9 @@ from .comparison import Comparison, Facts, is_pattern
 from .comparison_store import Folder
 from .engine import KPIS
 from .examples import Corpus, Example, Survey, no_examples
+from .progress import progress_bar
 from .window import Reader, windows
+from .workload import weights_digest
 
 DEFAULT_KPIS = tuple(name for name in KPIS if name != "count")
 """`count` is the length of the text; `entropy` is there at attention patterns only."""
@@ -59,7 +60,7 @@ def compare(
     shard: tuple[int, int] = (0, 1),
     seed: int = 0,
     model: str = "",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Comparison:
     """Key figures of every site, example by example, by category.
 
@@ -82,7 +83,7 @@ def compare(
         shard: (i, n): only every n-th window from the i-th on.
         seed: of the choice of kept examples.
         model: what the result calls the model; its own name if empty.
-        progress: called with (examples done, examples in all, or 0 where that is not known).
+        progress: called with (examples done, examples in all, or 0 where that is not known); True shows a bar.
 
     Raises:
         InputError: before the first forward where it can be known: no such KPI, an example that cannot be read or is
@@ -100,28 +101,27 @@ def compare(
     folder = None if out is None else Folder(Path(out), facts, run, corpus, survey, resume)
     result = Comparison(facts)
     done = 0
-    for number, group in enumerate(windows(source, window)):
-        if number % shard[1] != shard[0]:
+    with progress_bar("examples", progress) as tell:
+        for number, group in enumerate(windows(source, window)):
+            if number % shard[1] != shard[0]:
+                done = group[-1].number + 1
+                continue
+            stored = None if folder is None else folder.read(number, group)
+            if stored is None:
+
+                def told(count: int) -> None:
+                    nonlocal done
+                    done += count
+                    tell(done, survey.n if survey else 0)
+
+                stored = reader.window(number, group, told)
+                result.add(stored)
+                if folder is not None:
+                    folder.write(stored, result.kept_numbers)
+            else:
+                result.add(stored)
             done = group[-1].number + 1
-            continue
-        stored = None if folder is None else folder.read(number, group)
-        if stored is None:
-
-            def told(count: int) -> None:
-                nonlocal done
-                done += count
-                if progress:
-                    progress(done, survey.n if survey else 0)
-
-            stored = reader.window(number, group, told)
-            result.add(stored)
-            if folder is not None:
-                folder.write(stored, result.kept_numbers)
-        else:
-            result.add(stored)
-        done = group[-1].number + 1
-        if progress:
-            progress(done, survey.n if survey else 0)
+            tell(done, survey.n if survey else 0)
     result.complete = True
     if folder is not None:
         folder.finish(done)
@@ -172,7 +172,8 @@ def _facts(
     name = model or getattr(lens.model.config, "_name_or_path", "") or type(lens.model).__name__
     return Facts(
         sites=[site.name for site in chosen], kpis=_kpis(kpis), directions=sizes["directions"], units=sizes["units"],
-        columns=corpus.columns, backend=lens.name, library=_version(lens), model=str(name), weights=_weights(lens),
+        columns=corpus.columns, backend=lens.name, library=_version(lens), model=str(name),
+        weights=weights_digest(lens.model),
         dtype=str(lens._dtype).removeprefix("torch."), seed=seed, keep=keep,
     )  # fmt: skip
 
@@ -204,14 +205,3 @@ def _limit(lens: Inspector) -> int:
 def _version(lens: Inspector) -> str:
     library = lens.library or "torch"
     return f"{library} {version(library)}"
-
-
-def _weights(lens: Inspector) -> str:
-    """Digest of names, shapes and a few elements of every parameter: other weights under one name are noticed."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in lens.model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta" and parameter.numel():
-            some = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 8)]
-            digest.update(some.double().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -10,8 +10,10 @@ makes the model that begins there; where it cannot be made, or gives something e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,7 +24,10 @@ from crosslens.adapters import CrosslensError, Edit, InputError, Inspector, Site
 from crosslens.adapters.inputs import Inputs
 
 from .base import Progress
+from .progress import progress_bar
+from .sweep_store import SweepStore, facts_of
 from .tail import Tail, tail_from
+from .workload import weights_digest
 
 Metric = Callable[[Tensor], Tensor]
 """logits (batch, pos, d_vocab) -> (batch,), as if the edit had run alone."""
@@ -39,7 +44,8 @@ def sweep(
     *,
     logits_at: Sequence[int] | None = None,
     max_rows: int | None = None,
-    progress: Progress | None = None,
+    out: str | Path | None = None,
+    progress: Progress | bool | None = None,
 ) -> Tensor:
     """The metric under each of many edits: (len(edits), batch).
 
@@ -51,7 +57,9 @@ def sweep(
         logits_at: the only positions whose logits the metric reads, such as `[-1]`; it then gets these alone, (batch,
             len(logits_at), d_vocab), in this order. Others are not computed where the backend allows it.
         max_rows: rows of one forward; None takes what a quarter of the free memory holds, at most 64.
-        progress: called with (elements done, elements in all).
+        out: a file that keeps each element as it is finished; the same sweep with the same file goes on from there.
+            Metrics are not compared: a new metric needs a new file.
+        progress: called with (elements done, elements in all); True shows a bar.
 
     Raises:
         SiteError, EditError, InputError, UnsupportedError: before the first edited forward, as `Inspector.run` does for
@@ -60,15 +68,22 @@ def sweep(
     ready = _Sweep(lens, inputs, edits, metric, logits_at, max_rows)
     if not edits:
         return torch.empty(0, ready.batch)
-    found: dict[int, Tensor] = {}
-    try:
-        for start, numbers in ready.groups():
+    store = None
+    if out is not None:
+        store = SweepStore(Path(out), facts_of(lens.name, weights_digest(lens.model), ready.ready, edits))
+    found = {} if store is None else dict(store.found)
+    with ExitStack() as undo:
+        undo.callback(ready.close)
+        if store is not None:
+            undo.callback(store.close)
+        told = undo.enter_context(progress_bar("edits", progress))
+        for start, numbers in ready.groups(found):
             for part in ready.parts(start, numbers):
-                found.update(zip(part, ready.run(start, part), strict=True))
-                if progress:
-                    progress(len(found), len(edits))
-    finally:
-        ready.close()
+                new = dict(zip(part, ready.run(start, part), strict=True))
+                if store is not None:
+                    store.add(new)
+                found.update(new)
+                told(len(found), len(edits))
     return torch.stack([found[i] for i in range(len(edits))])
 
 
@@ -105,11 +120,12 @@ class _Sweep:
 
     # ---- which elements run together
 
-    def groups(self) -> list[tuple[int | None, list[int]]]:
-        """Block -> the elements that begin there; those that run alone come last."""
+    def groups(self, done: Collection[int]) -> list[tuple[int | None, list[int]]]:
+        """Block -> the elements that begin there, but for those done; those that run alone come last."""
         by_start: dict[int | None, list[int]] = {}
         for i, element in enumerate(self.elements):
-            by_start.setdefault(element.start, []).append(i)
+            if i not in done:
+                by_start.setdefault(element.start, []).append(i)
         starts = [s for s in by_start if s]
         if starts:
             names = [f"blocks.{s}.resid_pre" for s in starts]
@@ -127,8 +143,7 @@ class _Sweep:
         found = [(edit, site) for edit in edits for site in self.lens.architecture.sites.resolve(edit.site)]
         if not self.together or any(_alone(edit, site) for edit, site in found):
             return _Element(edits, None)
-        starts = [0 if site.name == "embed" else last if site.layer is None else site.layer for _, site in found]
-        return _Element(edits, min(starts, default=last))
+        return _Element(edits, min((_start(site, last) for _, site in found), default=last))
 
     def _rows(self) -> int:
         """Rows of a forward that a part of the free memory holds."""
@@ -204,7 +219,8 @@ class _Sweep:
             for site in self.lens.architecture.sites.resolve(edit.site):
                 name = site.name
                 if tail is not None and site.layer is not None:
-                    name = f"blocks.{site.layer - start}.{site.local}"
+                    layer = site.layer - start
+                    name = f"blocks.{layer}.{site.local}" if layer >= 0 else "blocks.0.resid_pre"
                 out.append(replace(edit, site=name, rows=own))
         return out
 
@@ -236,6 +252,15 @@ class _Sweep:
         if self.tail is not None:
             self.tail.close()
             self.tail = None
+
+
+def _start(site: Site, last: int) -> int:
+    """The first block that an edit there can reach; what one block leaves is what the next begins with."""
+    if site.name == "embed":
+        return 0
+    if site.layer is None:
+        return last
+    return min(site.layer + 1, last) if site.local == "resid_post" else site.layer
 
 
 def _alone(edit: Edit, site: Site) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -101,3 +102,14 @@ def bare_forward(model: nn.Module, inputs: Any, *, eager: bool = False) -> Calla
 def dtype_of(model: nn.Module) -> str:
     """Such as `float32`."""
     return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Of names, shapes and a few elements of every parameter: other weights under one name are noticed."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if parameter.device.type != "meta" and parameter.numel():
+            some = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 8)]
+            digest.update(some.double().cpu().numpy().tobytes())
+    return digest.hexdigest()

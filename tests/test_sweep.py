@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,3 +174,37 @@ def test_order_and_batching_play_no_part(order: list[int], rows: int) -> None:
         plain = sweep(lens, OTHER, edits, metric)
         again = sweep(lens, OTHER, [edits[i] for i in order], metric, max_rows=rows)
         assert torch.allclose(again, plain[list(order)], rtol=0, atol=1e-12)
+
+
+def test_a_sweep_that_was_cut_goes_on(tmp_path: Path) -> None:
+    path, seen = tmp_path / "map.jsonl", []
+    with open_inspector("hooks", *tiny_model("llama", dtype=torch.float64)) as lens:
+        edits = patches(lens)
+        want = sweep(lens, OTHER, edits, metric)
+
+        def cut(done: int, total: int) -> None:
+            if done > 10:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            sweep(lens, OTHER, edits, metric, out=path, progress=cut)
+        kept = path.read_text().splitlines()
+        assert 10 < len(kept) - 1 < len(edits)
+        path.write_text("\n".join(kept) + '\n[3, "float64", ["0x1')  # and one that was being written
+        got = sweep(lens, OTHER, edits, metric, out=path, progress=lambda done, total: seen.append(done))
+        assert torch.equal(got, want)
+        assert seen[0] > len(kept) - 1
+        assert seen[-1] == len(edits)
+        assert torch.equal(sweep(lens, OTHER, edits, lambda logits: 1 / 0, out=path), want), "nothing was left to run"
+        with pytest.raises(InputError, match="another sweep: its inputs differ"):
+            sweep(lens, IDS, edits, metric, out=path)
+        with pytest.raises(InputError, match="another sweep: its edits, elements differ"):
+            sweep(lens, OTHER, edits[:-1], metric, out=path)
+        path.write_text("something else\n")
+        with pytest.raises(InputError, match="something else than a sweep"):
+            sweep(lens, OTHER, edits, metric, out=path)
+        path.write_text('{"sweep": 99}\n')
+        with pytest.raises(InputError, match="of schema 99; this version reads 1"):
+            sweep(lens, OTHER, edits, metric, out=path)
+        with pytest.raises(InputError, match="cannot be read or written"):
+            sweep(lens, OTHER, edits, metric, out=tmp_path)
