@@ -9,14 +9,16 @@ from types import MappingProxyType
 from crosslens.adapters.errors import InputError
 
 from .base import Task
+from .agreement import Agreement
 from .characters import Characters
 from .induction import Induction
 from .ioi import IOI
 from .lens import Lens
+from .probe import Probe
 from .steering import Steering
 
 _TASKS: Mapping[str, type[Task]] = MappingProxyType(
-    {task.name: task for task in (IOI, Characters, Induction, Lens, Steering)}
+    {task.name: task for task in (IOI, Characters, Induction, Agreement, Lens, Steering, Probe)}
 )
 
 

@@ -242,7 +242,7 @@ def _steer(work: Work, direction: Tensor, prompt: Tensor, dtype: torch.dtype) ->
 
 def _rows(work: Work, compute: Callable[[Mapping[str, Tensor]], Tensor]) -> list[Tensor]:
     """What `compute` makes of each sentence's row."""
-    found = {}
+    found: dict[int, Tensor] = {}
     for batch in work.batches:
         found.update(zip(batch.rows, compute(batch.inputs), strict=True))
     return [found[row] for row in range(len(found))]
