@@ -131,8 +131,9 @@ def check(
 @app.command()
 def run(
     suite: Annotated[
-        str, typer.Option(help="smoke: a tiny model, about a minute; default: a real one; full: every model, hours.")
-    ] = "default",
+        str | None,
+        typer.Option(help="smoke: a tiny model, about a minute; default: a real one; full: every model, hours."),
+    ] = None,
     backend: Annotated[list[str] | None, typer.Option(help="May be repeated; else all that are installed.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="May be repeated; else all. Your own is package.module:Class.")
@@ -140,8 +141,12 @@ def run(
     model: Annotated[list[str] | None, typer.Option(help="May be repeated; else the suite's.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Processes for each cell; else as many as the suite has.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that a cell may take; else the suite's limit.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of cells and of samples.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the order of cells and of samples; else 0.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Cells at a time, each on cores of its own; else one a core, in full one alone.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; else runs/DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run tasks through backends: is the result right, and what does it cost?
@@ -154,9 +159,14 @@ def run(
     - `crosslens run --suite smoke`
     - `crosslens run --backend hooks --backend nnsight --task ioi --repeats 3 --out runs/ioi`
     - `crosslens run --model my-folder/my-model --task characters`
+    - `crosslens run --resume --out runs/ioi`
     """
     from .commands import run_command
 
+    if resume and out is None:
+        from crosslens.adapters import InputError
+
+        raise InputError("--resume needs --out, the folder of the run to go on with")
     chosen = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     status = run_command(
         suite,
@@ -166,7 +176,9 @@ def run(
         repeats=repeats,
         timeout=timeout,
         seed=seed,
+        jobs=jobs,
         out=chosen,
+        resume=resume,
         as_json=as_json,
     )
     raise typer.Exit(status)

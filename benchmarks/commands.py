@@ -8,24 +8,28 @@ from pathlib import Path
 
 from rich.console import Console
 
+from crosslens.adapters import InputError
+
 from . import progress
-from .plan import fetch_models, known, make_plan
+from .plan import Plan, fetch_models, known, make_plan
 from .render import FORMATS, data, show, write
 from .run import execute, facts
-from .store import RunFolder, read_run, refuse_out, to_json
+from .store import RunFolder, read_facts, read_run, refuse_out, to_json
 from .tables import Table, tables
 
 
 def run_command(
-    suite: str,
+    suite: str | None,
     *,
     backend: Sequence[str],
     task: Sequence[str],
     model: Sequence[str],
     repeats: int | None,
     timeout: float | None,
-    seed: int,
+    seed: int | None,
+    jobs: int | None,
     out: Path,
+    resume: bool,
     as_json: bool,
 ) -> int:
     """`crosslens run`: check everything, run, render and print; returns the exit status.
@@ -34,24 +38,35 @@ def run_command(
         CrosslensError: before any work, for arguments or a folder that cannot be used.
     """
     err = Console(stderr=True)
-    plan = make_plan(suite, backend=backend, task=task, model=model, repeats=repeats, timeout=timeout, seed=seed)
-    refuse_out(out)
+    given = {"backend": backend, "task": task, "model": model, "repeats": repeats, "timeout": timeout, "jobs": jobs}
+    if resume:
+        if named := [
+            name for name, value in {**given, "suite": suite, "seed": seed}.items() if value not in (None, ())
+        ]:
+            raise InputError(f"--resume takes its settings from {out / 'run.json'}; leave out --{named[0]}")
+        plan = Plan.of(read_facts(out)["arguments"])
+    else:
+        plan = make_plan(suite or "default", **given, seed=seed or 0)
+        refuse_out(out)
     fetch_models({model for _, model in plan.pairs()})
-    folder = RunFolder(out, facts(plan))
+    folder = RunFolder.resume(out, facts(plan)) if resume else RunFolder(out, facts(plan))
     for name, reason in plan.skipped.items():
         err.print(f"{name} is skipped: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
-        with progress.show(err, len(plan.cells())) as told:
+        with progress.show(err, len(plan.cells()) - len(folder.finished)) as told:
             good = execute(plan, folder, told)
     except KeyboardInterrupt:
         kept = len(read_run(out).cells)
         err.print(
-            f"stopped: the {kept} cells that had finished are kept in {out}; `crosslens tables {out}` shows them",
+            f"stopped: the {kept} cells that had finished are kept in {out}; `crosslens tables {out}` shows them, and "
+            f"`crosslens run --resume --out {out}` goes on",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
         return 130
+    finally:
+        folder.close()
     rendered = tables(read_run(out))
     files = write(rendered, out / "tables")
     if as_json:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ class Outcome:
     samples: list[dict[str, Any]]
 
 
-def run_worker(job: Mapping[str, Any], folder: Path, *, timeout: float, follow: Follow) -> Outcome:
+def run_worker(
+    job: Mapping[str, Any], folder: Path, *, timeout: float, follow: Follow, stop: threading.Event | None = None
+) -> Outcome:
     """Run one cell in a fresh Python process, to its end, its crash or its time limit.
 
     Args:
@@ -41,6 +44,10 @@ def run_worker(job: Mapping[str, Any], folder: Path, *, timeout: float, follow: 
         folder: scratch, for this worker alone.
         timeout: seconds after which it is stopped.
         follow: gets the worker's reports.
+        stop: ends it when set.
+
+    Raises:
+        InterruptedError: it was told to stop.
 
     However this function is left, the worker and its children have ended.
     """
@@ -59,7 +66,7 @@ def run_worker(job: Mapping[str, Any], folder: Path, *, timeout: float, follow: 
             start_new_session=True,  # Ctrl-C is for the runner, which then stops the worker
         )
         try:
-            watch = _watch(worker, folder, start + timeout, follow)
+            watch = _watch(worker, folder, start + timeout, follow, stop or threading.Event())
         finally:
             _stop(worker)
     found = _read(folder / "cell.json")
@@ -84,7 +91,9 @@ class _Watch:
     resident: int = 0  # bytes, when last seen
 
 
-def _watch(worker: subprocess.Popen[bytes], folder: Path, deadline: float, follow: Follow) -> _Watch:
+def _watch(
+    worker: subprocess.Popen[bytes], folder: Path, deadline: float, follow: Follow, stop: threading.Event
+) -> _Watch:
     """Wait for the worker's end, or for its deadline."""
     watch = _Watch()
     progress, process = folder / "progress", psutil.Process(worker.pid)
@@ -95,6 +104,8 @@ def _watch(worker: subprocess.Popen[bytes], folder: Path, deadline: float, follo
             return watch
         except subprocess.TimeoutExpired:
             pass
+        if stop.is_set():
+            raise InterruptedError
         try:
             watch.resident = process.memory_info().rss or watch.resident  # 0 for one that has just ended
         except psutil.NoSuchProcess:

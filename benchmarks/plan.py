@@ -11,11 +11,11 @@ import importlib
 import itertools
 import random
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from crosslens.adapters import BackendNotInstalledError, InputError, backends, load_backend
 from crosslens.adapters.registry import GROUP
@@ -42,6 +42,7 @@ class Suite:
         sampling: how many timing samples a cell takes.
         repeats: processes for each (backend, task, model).
         timeout: seconds that one cell may take.
+        jobs: cells at a time, each on cores of its own; None for one on every core.
     """
 
     backends: tuple[str, ...] | None
@@ -50,13 +51,14 @@ class Suite:
     sampling: Sampling
     repeats: int
     timeout: float
+    jobs: int | None
 
 
 QUICK = ("hooks", "transformer_lens", "nnsight")
 SUITES = {
-    "smoke": Suite(QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=3.0), 1, 120.0),
-    "default": Suite(QUICK, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=12.0), 1, 1200.0),
-    "full": Suite(None, None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0),
+    "smoke": Suite(QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0, None),
+    "default": Suite(QUICK, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=6.0), 1, 1200.0, None),
+    "full": Suite(None, None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0, 1),
 }
 
 
@@ -70,6 +72,11 @@ class Cell:
     task: str
     model: str
     repeat: int
+
+    @property
+    def of(self) -> tuple[str, str]:
+        """What its reference is the reference of."""
+        return self.task, self.model
 
     def __str__(self) -> str:
         who = self.backend or "reference"
@@ -96,6 +103,7 @@ class Plan:
     timeout: float
     seed: int
     threads: int
+    jobs: int = 1
     dtype: str = DTYPE
     attn_implementation: str = ATTENTION
 
@@ -125,6 +133,19 @@ class Plan:
         """The plan as JSON."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """The plan that `facts` wrote.
+
+        Raises:
+            InputError: they are of another version.
+        """
+        try:
+            lists = {name: tuple(facts[name]) for name in ("backends", "tasks", "models")}
+            return cls(**{**facts, **lists, "sampling": Sampling(**facts["sampling"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the settings in run.json are of another version of crosslens: {error}") from error
+
 
 def make_plan(
     suite: str,
@@ -135,6 +156,7 @@ def make_plan(
     repeats: int | None = None,
     timeout: float | None = None,
     seed: int = 0,
+    jobs: int | None = None,
 ) -> Plan:
     """The plan for these arguments; what is not given comes from the suite.
 
@@ -150,6 +172,10 @@ def make_plan(
         raise InputError(f"--repeats is {repeats}; it must be 1 or more")
     if not timeout > 0:
         raise InputError(f"--timeout is {timeout}; it must be a number of seconds above 0")
+    cores = threads()
+    jobs = jobs if jobs is not None else chosen.jobs if chosen.jobs is not None else cores
+    if not 1 <= jobs <= cores:
+        raise InputError(f"--jobs is {jobs}; it must be 1 to {cores}, the cores here, since every cell gets its own")
     for name in task:
         find_task(name)
     usable, skipped = _usable_backends(backend, chosen.backends or built_in_backends())
@@ -166,7 +192,8 @@ def make_plan(
         repeats=repeats,
         timeout=timeout,
         seed=seed,
-        threads=threads(),
+        threads=cores // jobs,
+        jobs=jobs,
     )
 
 

@@ -3,12 +3,13 @@ the tables alone."""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 _STYLES = {"right": "green", "done": "green", "unsupported": "yellow"}
@@ -22,8 +23,8 @@ class Show(ABC):
         """A cell starts."""
 
     @abstractmethod
-    def follow(self, stage: str, done: int, total: int) -> None:
-        """The cell that runs has got this far in a stage; `total` is 0 where a stage has no steps."""
+    def follow(self, cell: str, stage: str, done: int, total: int) -> None:
+        """A cell that runs has got this far in a stage; `total` is 0 where a stage has no steps."""
 
     @abstractmethod
     def finish(self, cell: str, status: str, reason: str | None, seconds: float) -> None:
@@ -42,24 +43,28 @@ class Lines(Show):
     """One line as a cell starts, one when it ends."""
 
     def __init__(self, console: Console, cells: int) -> None:
-        self._console, self._cells, self._number = console, cells, 0
+        self._console, self._cells, self._since = console, cells, time.monotonic()
+        self._begun = self._done = 0
 
     def start(self, cell: str) -> None:
-        self._number += 1
-        self._print(f"[{self._number}/{self._cells}] {cell} ...")
+        self._begun += 1
+        self._print(f"[{self._begun}/{self._cells}] {cell} ...")
 
-    def follow(self, stage: str, done: int, total: int) -> None:
+    def follow(self, cell: str, stage: str, done: int, total: int) -> None:
         return None
 
     def finish(self, cell: str, status: str, reason: str | None, seconds: float) -> None:
-        self._print(f"[{self._number}/{self._cells}] {outcome(cell, status, reason, seconds)}")
+        self._done += 1
+        left = (time.monotonic() - self._since) * (self._cells / self._done - 1)
+        wait = f"; about {left / 60:.0f} min left" if left > 90 else ""
+        self._print(f"[{self._done}/{self._cells}] {outcome(cell, status, reason, seconds)}{wait}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Bars(Show):
-    """A bar for the cells, and one for what the current cell is doing."""
+    """A bar for the cells, with the time left at the pace so far, and one for each cell that runs."""
 
     def __init__(self, console: Console, cells: int) -> None:
         # Twice a second: a livelier display would take its time from the cell that is being timed.
@@ -68,13 +73,14 @@ class Bars(Show):
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             refresh_per_second=2,
+            speed_estimate_period=3600.0,
             transient=True,
         )
         self._cells: Any = self._bars.add_task("cells", total=cells)
-        self._cell: Any = self._bars.add_task("", total=None, visible=False)
-        self._name = ""
+        self._running: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -86,15 +92,14 @@ class Bars(Show):
         self._bars.stop()
 
     def start(self, cell: str) -> None:
-        self._name = cell
-        self._bars.reset(self._cell, total=None, description=f"{cell}: starting", visible=True)
+        self._running[cell] = self._bars.add_task(f"{cell}: starting", total=None)
 
-    def follow(self, stage: str, done: int, total: int) -> None:
-        self._bars.update(self._cell, description=f"{self._name}: {stage}", completed=done, total=total or None)
+    def follow(self, cell: str, stage: str, done: int, total: int) -> None:
+        self._bars.update(self._running[cell], description=f"{cell}: {stage}", completed=done, total=total or None)
 
     def finish(self, cell: str, status: str, reason: str | None, seconds: float) -> None:
         self._bars.advance(self._cells)
-        self._bars.update(self._cell, visible=False)
+        self._bars.remove_task(self._running.pop(cell))
         # A Text has its style to itself; one given to `print` would colour the bars below it too.
         self._bars.console.print(Text(outcome(cell, status, reason, seconds), _STYLES.get(status, "red")))
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from crosslens.adapters import load_backend
@@ -35,62 +41,97 @@ def facts(plan: Plan) -> dict[str, Any]:
 
 
 def execute(plan: Plan, folder: RunFolder, show: Show) -> bool:
-    """Run every cell of the plan.
+    """Run every cell of the plan that the folder does not hold yet, `plan.jobs` at a time.
 
     Returns:
         Whether no cell has a finding: each is right, or says that its backend cannot do the task.
 
     Raises:
-        KeyboardInterrupt: the cell under way is given up; those before it are kept.
+        KeyboardInterrupt: the cells under way are given up; those before them are kept.
         InputError: the folder can no longer be written.
     """
-    references: dict[tuple[str, str], str | None] = {}
-    good = True
-    for cell in plan.cells():
-        show.start(str(cell))
-        reference = references.get((cell.task, cell.model))
-        if cell.kind == "backend" and reference is None:
-            kept = _without_reference(cell, folder)
-        else:
-            kept = _run(cell, plan, folder, reference, show.follow)
-        if cell.kind == "reference":
-            references[cell.task, cell.model] = cell.id if kept["status"] == "done" else None
-        good &= kept["status"] not in FINDINGS
-        show.finish(str(cell), kept["status"], kept["reason"], kept["seconds"])
-    return good
+    cells = plan.cells()
+    status = dict(folder.finished)
+    queue = Queue(plan, folder, show)
+    for kind in ("reference", "backend"):
+        waiting = []
+        for cell in (c for c in cells if c.kind == kind and c.id not in status):
+            reference = None
+            if kind == "backend":
+                reference = next(c.id for c in cells if c.kind == "reference" and (c.task, c.model) == cell.of)
+                if status[reference] != "done":
+                    status[cell.id] = _without_reference(cell, folder, show)
+                    continue
+            waiting.append((cell, reference))
+        status |= queue.run(waiting)
+    return not FINDINGS & set(status.values())
 
 
-def _run(
-    cell: Cell, plan: Plan, folder: RunFolder, reference: str | None, follow: Callable[[str, int, int], None]
-) -> dict[str, Any]:
-    """Run one cell and keep it."""
-    scratch = folder.scratch(cell.id)
-    job = asdict(cell) | {
-        "size": plan.size,
-        "dtype": plan.dtype,
-        "attn_implementation": plan.attn_implementation,
-        "threads": plan.threads,
-        "seed": plan.seed,
-        "sampling": asdict(plan.sampling),
-        "reference": reference and str(folder.result(reference).resolve()),
-    }
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        found = run_worker(job, scratch.resolve(), timeout=plan.timeout, follow=follow)
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
-    kept = asdict(cell) | {"started": started} | found.cell
-    folder.add(kept, found.samples, scratch)
-    return kept
+class Queue:
+    """Cells in processes of their own, so many at a time, each on cores that no other has."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, show: Show) -> None:
+        self._plan, self._folder, self._show = plan, folder, show
+        self._stop = threading.Event()
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
+        cores = sorted(affinity(0)) if affinity is not None and plan.jobs > 1 else []
+        self._slots: SimpleQueue[list[int]] = SimpleQueue()
+        for job in range(plan.jobs):
+            self._slots.put(cores[job * plan.threads : (job + 1) * plan.threads])
+
+    def run(self, cells: Sequence[tuple[Cell, str | None]]) -> dict[str, str]:
+        """Run and keep each, in the order in which they end; cell -> status."""
+        status = {}
+        with ThreadPoolExecutor(self._plan.jobs) as pool:
+            running = {pool.submit(self._one, cell, reference): cell for cell, reference in cells}
+            try:
+                for done in as_completed(running):
+                    kept, samples, scratch = done.result()
+                    self._folder.add(kept, samples, scratch)
+                    status[kept["id"]] = kept["status"]
+                    self._show.finish(str(running[done]), kept["status"], kept["reason"], kept["seconds"])
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return status
+
+    def _one(self, cell: Cell, reference: str | None) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+        plan, name = self._plan, str(cell)
+        slot = self._slots.get()
+        scratch = self._folder.scratch(cell.id)
+        self._show.start(name)
+        job = asdict(cell) | {
+            "size": plan.size,
+            "dtype": plan.dtype,
+            "attn_implementation": plan.attn_implementation,
+            "threads": plan.threads,
+            "cores": slot,
+            "seed": plan.seed,
+            "sampling": asdict(plan.sampling),
+            "reference": reference and str(self._folder.result(reference).resolve()),
+        }
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            found = run_worker(
+                job, scratch.resolve(), timeout=plan.timeout, follow=partial(self._show.follow, name), stop=self._stop
+            )
+        except BaseException:
+            shutil.rmtree(scratch)
+            raise
+        finally:
+            self._slots.put(slot)
+        return asdict(cell) | {"started": started} | found.cell, found.samples, scratch
 
 
-def _without_reference(cell: Cell, folder: RunFolder) -> dict[str, Any]:
+def _without_reference(cell: Cell, folder: RunFolder, show: Show) -> str:
     """A cell that cannot be judged is not run."""
     reason = "not run: its reference did not finish, so there is nothing to compare it with"
     kept = asdict(cell) | {"status": "failed", "reason": reason, "figures": {}, "seconds": 0.0}
+    show.start(str(cell))
     folder.add(kept, [], folder.scratch(cell.id))
-    return kept
+    show.finish(str(cell), "failed", reason, 0.0)
+    return "failed"
 
 
 def _library(name: str) -> str | None:

@@ -12,6 +12,7 @@ A cell's line is written last: a cell that has a line has all its files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,13 +21,15 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from crosslens.adapters import InputError
 
 FORMAT = 1
+_LOCK = ".lock"
 SAMPLE_TYPES = {"cell": "str", "pair": "int64", "bare_first": "bool", "bare_s": "float64", "step_s": "float64"}
 
 
@@ -56,7 +59,10 @@ def refuse_out(out: Path) -> None:
             raise InputError(f"--out {out} is a file; name a folder that is new or empty")
         held = sorted(path.name for path in out.iterdir())
         if {"run.json", "cells.jsonl"} & set(held):
-            raise InputError(f"--out {out} already holds a run; name another folder. Nothing was changed")
+            raise InputError(
+                f"--out {out} already holds a run; name another folder, or go on with it by --resume. "
+                "Nothing was changed"
+            )
         if held:
             raise InputError(f"--out {out} is not empty ({held[0]}, ...); name a folder that is new or empty")
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
@@ -67,11 +73,14 @@ def refuse_out(out: Path) -> None:
 
 
 class RunFolder:
-    """The folder of a run that is under way.
+    """The folder of a run that is under way; held by one process at a time.
 
     Args:
         path: new or empty.
         facts: what run.json says.
+
+    Attributes:
+        finished: cell id -> status of the cells that it holds already.
 
     Raises:
         InputError: as `refuse_out`, or the system refuses.
@@ -80,15 +89,61 @@ class RunFolder:
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         refuse_out(path)
         self.path = path
+        self.finished: dict[str, str] = {}
         self._samples: list[dict[str, Any]] = []
         try:
             (path / "results").mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
             with (path / "run.json").open("x", encoding="utf-8") as file:  # x: never over another run's
                 file.write(to_json({"format": FORMAT, **facts}, indent=2) + "\n")
             self._write_samples()
             (path / "cells.jsonl").touch()
         except OSError as error:
             raise InputError(f"--out {path} cannot be written: {error}") from error
+
+    @classmethod
+    def resume(cls, path: Path, facts: Mapping[str, Any]) -> Self:
+        """Take up a run that was cut short: what is torn or belongs to no finished cell is removed.
+
+        Args:
+            facts: what run.json would say if the run began now.
+
+        Raises:
+            InputError: no run is there, another process writes to it, or it was made with other settings, versions or
+                on another machine; says what differs.
+        """
+        if not (path / "run.json").exists():
+            raise InputError(f"--resume: {path} holds no run; start one without --resume")
+        folder = cls.__new__(cls)
+        folder.path = path
+        try:
+            folder._lock = _lock(path)
+            _drop_torn_line(path / "cells.jsonl")
+            run = read_run(path)
+            if differing := _differences(run.facts, facts):
+                raise InputError(f"--resume: {path} was made otherwise, and its cells cannot be mixed: {differing}")
+            folder.finished = {cell["id"]: cell["status"] for cell in run.cells}
+            own = run.samples[run.samples["cell"].isin(list(folder.finished))]
+            folder._samples = [{str(key): value for key, value in row.items()} for row in own.to_dict("records")]
+            folder._write_samples()
+            for scratch in (p for p in path.glob(".*.*") if p.is_dir()):
+                shutil.rmtree(scratch)
+            for result in (path / "results").iterdir():
+                if result.stem not in folder.finished:
+                    result.unlink()
+            resumed = [*run.facts.get("resumed", []), facts["started"]]
+            part = path / ".run.json.part"
+            part.write_text(to_json({**run.facts, "resumed": resumed}, indent=2) + "\n", encoding="utf-8")
+            os.replace(part, path / "run.json")
+        except OSError as error:
+            raise InputError(f"--resume: {path} cannot be written: {error}") from error
+        return folder
+
+    def close(self) -> None:
+        """Let another process write here."""
+        with contextlib.suppress(OSError):
+            (self.path / _LOCK).unlink()
+        self._lock.release()
 
     def scratch(self, cell_id: str) -> Path:
         """A new folder for one process's files, on the same file system."""
@@ -132,6 +187,45 @@ class RunFolder:
         os.replace(part, self.path / "samples.parquet")
 
 
+def _lock(path: Path) -> FileLock:
+    """The system takes it back when the process ends, however it ends."""
+    lock = FileLock(path / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"another process writes to {path}; wait for it, or name another folder") from None
+    return lock
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A last line without its end was being written when the run was cut; its cell counts as not run."""
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        part = path.with_name(".cells.jsonl.part")
+        part.write_bytes(data[: data.rfind(b"\n") + 1])
+        os.replace(part, path)
+
+
+_MAY_DIFFER = frozenset({"started", "resumed", "environment.load_average", "format"})
+
+
+def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Every fact that differs, as `name: kept, now ...`; of some it is no matter that they do."""
+    a, b = _flat(kept), _flat(now)
+    names = [name for name in dict.fromkeys((*a, *b)) if name not in _MAY_DIFFER and a.get(name) != b.get(name)]
+    return "; ".join(f"{name}: {a.get(name)!r}, now {b.get(name)!r}" for name in names)
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in json.loads(to_json(facts)).items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def read_run(path: Path) -> StoredRun:
     """A run's folder, checked.
 
@@ -140,7 +234,7 @@ def read_run(path: Path) -> StoredRun:
     """
     if not path.is_dir():
         raise InputError(f"there is no folder {path}; name the folder of a run, as `crosslens run --out` wrote it")
-    facts = _facts(path / "run.json")
+    facts = read_facts(path)
     cells = _cells(path / "cells.jsonl")
     samples = _samples(path / "samples.parquet")
     return StoredRun(facts, cells, samples)
@@ -155,7 +249,13 @@ def _text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What run.json says, checked.
+
+    Raises:
+        InputError: it is not there, damaged, or of another version.
+    """
+    path = folder / "run.json"
     try:
         facts = json.loads(_text(path))
     except json.JSONDecodeError as error:

@@ -121,9 +121,8 @@ def backend(job: dict[str, Any], report: Report) -> None:
     report.cell["version"] = library_version(report.cell["library"])
     states = kind.supports()
     lacking: dict[str, list[str]] = {}
-    for need in task.needs:
-        if not states[need]:
-            lacking.setdefault(f"({states[need].state}): {states[need].reason}", []).append(need)
+    for need in task.lacks(states):
+        lacking.setdefault(f"({states[need].state}): {states[need].reason}", []).append(need)
     if lacking:
         report.end("unsupported", "; ".join(f"{', '.join(needs)} {why}" for why, needs in lacking.items()))
         return
@@ -195,6 +194,8 @@ def main(folder: Path) -> None:
     """Do the job in `folder`; whatever goes wrong in it is the cell's outcome."""
     threading.Thread(target=_die_with_runner, daemon=True).start()
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    if job.get("cores"):
+        os.sched_setaffinity(0, job["cores"])
     torch.set_num_threads(job["threads"])
     report = Report(folder)
     try:

@@ -343,7 +343,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Replaces the worker processes: kind of cell -> its status; the reference is `done`."""
     statuses = {"reference": "done", "backend": "right"}
 
-    def run_worker(job: Mapping[str, Any], folder: Path, *, timeout: float, follow: Follow) -> Outcome:
+    def run_worker(job: Mapping[str, Any], folder: Path, *, timeout: float, follow: Follow, stop: Any) -> Outcome:
         follow("working", 1, 2)
         status = statuses[job["kind"]]
         if status == "interrupt":
@@ -357,7 +357,8 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def smoke(*more: str | Path) -> list[str | Path]:
-    return ["run", "--suite", "smoke", "--backend", "hooks", *more]
+    tasks = () if "--task" in more else ("--task", "ioi", "--task", "characters")
+    return ["run", "--suite", "smoke", "--backend", "hooks", *tasks, *more]
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,20 @@ def test_an_interrupt_keeps_the_cells_before_it(crosslens: Call, workers: dict[s
     ended = crosslens(*smoke("--out", "out"))
     assert ended.status == 130
     assert "the 2 cells that had finished are kept in out; `crosslens tables out`" in ended.err
+    assert "`crosslens run --resume --out out` goes on" in ended.err
     assert crosslens("tables", "out").status == 0
+    workers["backend"] = "right"
+    assert crosslens("run", "--resume", "--out", "out").status == 0
+    assert len(read_run(Path("out")).cells) == 4
+
+
+def test_resume_takes_no_other_settings(crosslens: Call, workers: dict[str, str]) -> None:
+    refused(crosslens("run", "--resume"), "--resume needs --out")
+    refused(crosslens("run", "--resume", "--out", "nowhere"), "it has no run.json")
+    assert crosslens(*smoke("--out", "out")).status == 0
+    refused(crosslens("run", "--resume", "--out", "out", "--task", "ioi"), "leave out --task")
+    refused(crosslens("run", "--resume", "--out", "out", "--seed", "0"), "leave out --seed")
+    refused(crosslens(*smoke("--out", "out")), "go on with it by --resume")
 
 
 def test_a_backend_of_the_default_set_that_is_missing_is_skipped_aloud(
@@ -408,7 +422,7 @@ def test_a_backend_of_the_default_set_that_is_missing_is_skipped_aloud(
     missing(monkeypatch, "crosslens.benchmarks.plan.load_backend")
     refused(crosslens(*smoke("--out", "out")), "pip install 'crosslens[nnsight]'")
     assert not Path("out").exists()
-    ended = crosslens("run", "--suite", "smoke", "--out", "out")
+    ended = crosslens("run", "--suite", "smoke", "--task", "ioi", "--out", "out")
     assert "nnsight is skipped: " in ended.err
     assert "nnsight was skipped: " in ended.out
 
@@ -422,7 +436,7 @@ def test_on_a_terminal_there_is_a_bar_for_the_cells_and_one_for_the_cell() -> No
     with progress.show(console, 2) as told:
         assert isinstance(told, progress.Bars)
         told.start("hooks · ioi")
-        told.follow("running the task", 7, 20)
+        told.follow("hooks · ioi", "running the task", 7, 20)
         told._bars.refresh()
         told.finish("hooks · ioi", "crashed", "the process ended with [SIGSEGV]", 1.25)
         told._bars.refresh()
@@ -437,7 +451,7 @@ def test_elsewhere_there_are_plain_lines() -> None:
     screen = io.StringIO()
     with progress.show(Console(file=screen, width=40), 2) as told:
         told.start("hooks · ioi")
-        told.follow("running the task", 7, 20)
+        told.follow("hooks · ioi", "running the task", 7, 20)
         told.finish("hooks · ioi", "failed", "a reason that is longer than a line of this console", 3.0)
     assert screen.getvalue().splitlines() == [
         "[1/2] hooks · ioi ...",

@@ -330,7 +330,7 @@ class Told(Show):
     def start(self, cell: str) -> None:
         return None
 
-    def follow(self, stage: str, done: int, total: int) -> None:
+    def follow(self, cell: str, stage: str, done: int, total: int) -> None:
         self.stages.add(stage)
 
     def finish(self, cell: str, status: str, reason: str | None, seconds: float) -> None:
@@ -347,6 +347,7 @@ def test_a_run_goes_on_after_a_failure_and_keeps_every_cell(tmp_path: Path) -> N
     plan, told = a_plan(Wrong, NoReference), Told()
     folder = RunFolder(tmp_path / "run", facts(plan))
     assert execute(plan, folder, told) is False
+    folder.close()
     run = read_run(tmp_path / "run")
     assert sorted(cell["id"] for cell in run.cells) == sorted(run.facts["cells"])
     status = {(cell["task"].partition(":")[2], cell["kind"]): cell["status"] for cell in run.cells}
@@ -365,11 +366,84 @@ def test_a_run_goes_on_after_a_failure_and_keeps_every_cell(tmp_path: Path) -> N
     assert len(tables(run)) == 2
 
 
+def test_cells_run_beside_one_another_on_cores_of_their_own(tmp_path: Path) -> None:
+    plan = replace(a_plan(Right, Wrong), jobs=2)
+    folder = RunFolder(tmp_path / "run", facts(plan))
+    assert execute(plan, folder, Told()) is False
+    folder.close()
+    status = {(c["task"].partition(":")[2], c["kind"]): c["status"] for c in read_run(tmp_path / "run").cells}
+    assert status[("Right", "backend")] == "right"
+    assert status[("Wrong", "backend")] == "wrong"
+
+
+@pytest.mark.parametrize("cut", ["between cells", "within a line", "before a line"])
+def test_a_run_that_was_cut_goes_on_and_loses_or_doubles_nothing(cut: str, tmp_path: Path) -> None:
+    plan, path = a_plan(Right, Vacuous), tmp_path / "run"
+    settings = facts(plan)
+    folder = RunFolder(path, settings)
+    execute(plan, folder, Told())
+    folder.close()
+    whole = read_run(path)
+    lines = (path / "cells.jsonl").read_text().splitlines(keepends=True)
+    last = whole.cells[-1]["id"]
+    (path / "cells.jsonl").write_text("".join(lines[:-1]) + (lines[-1][:40] if cut == "within a line" else ""))
+    if cut == "between cells":
+        (path / "results" / f"{last}.npz").unlink()
+        (path / f".{last}.half").mkdir()
+    folder = RunFolder.resume(path, settings)
+    assert set(folder.finished) == {cell["id"] for cell in whole.cells[:-1]}
+    told = Told()
+    assert execute(plan, folder, told) is False
+    folder.close()
+    assert len(told.finished) == 1
+    again = read_run(path)
+    assert [cell["id"] for cell in again.cells] == [cell["id"] for cell in whole.cells]
+    assert sorted(again.samples["cell"].unique()) == sorted(whole.samples["cell"].unique())
+    assert again.samples.groupby(["cell", "pair"]).size().max() == 1
+    assert len(again.facts["resumed"]) == 1
+    assert not [p for p in path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_resumed_run_mixes_nothing_and_two_runs_share_no_folder(tmp_path: Path) -> None:
+    plan, path = a_plan(Right), tmp_path / "run"
+    folder = RunFolder(path, facts(plan))
+    with pytest.raises(InputError, match="another process writes to"):
+        RunFolder.resume(path, facts(plan))
+    folder.close()
+    other = facts(replace(plan, seed=7))
+    other["environment"]["versions"]["torch"] = "0.1"
+    with pytest.raises(InputError, match=r"arguments.seed: 0, now 7; environment.versions.torch: '.*', now '0.1'"):
+        RunFolder.resume(path, other)
+    with pytest.raises(InputError, match="holds no run; start one without --resume"):
+        RunFolder.resume(tmp_path, facts(plan))
+    assert Plan.of(read_run(path).facts["arguments"]) == plan
+
+
+def test_a_stop_ends_every_process_and_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(a_plan(Right, Hangs), jobs=2)
+    folder = RunFolder(tmp_path / "run", facts(plan))
+    told = Told()
+
+    def stop(cell: str, status: str, *_: Any) -> None:
+        told.finished.append((cell, status))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(told, "finish", stop)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan, folder, told)
+    folder.close()
+    assert len(read_run(tmp_path / "run").cells) == 1
+    assert not psutil.Process().children(recursive=True)
+    assert time.monotonic() - start < 60
+
+
 # ---- plans
 
 
 def test_references_come_first_then_cells_in_an_order_drawn_from_the_seed() -> None:
-    plan = replace(make_plan("smoke", backend=["hooks"]), backends=tuple("abcdef"), repeats=3)
+    plan = make_plan("smoke", backend=["hooks"], task=["ioi", "characters"])
+    plan = replace(plan, backends=tuple("abcdef"), repeats=3)
     cells = plan.cells()
     assert [cell.kind for cell in cells[:2]] == ["reference"] * 2
     assert {cell.kind for cell in cells[2:]} == {"backend"}

@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
     (scratch / "result.npz").write_bytes(b"arrays")
     run.add(a_cell("a"), SAMPLES, scratch)
     run.add(a_cell("b", error=float("nan")), [], run.scratch("b"))
+    run.close()
     return run
 
 
