@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from crosslens.adapters.errors import InputError
 
-from .base import Task
 from .agreement import Agreement
+from .base import Task
 from .characters import Characters
 from .induction import Induction
 from .ioi import IOI

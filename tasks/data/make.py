@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import written
+from . import causal_texts, written
 
 STORIES_FILE = "characters-v1.jsonl"
 PROMPTS_FILE = "ioi-v1.json"
@@ -153,6 +153,7 @@ def contents() -> dict[str, str]:
         STORIES_FILE: "".join(json.dumps(story) + "\n" for story in stories),
         PROMPTS_FILE: json.dumps({"templates": templates, "names": NAMES}, indent=1) + "\n",
         **written.contents(),
+        **causal_texts.contents(),
     }
 
 
