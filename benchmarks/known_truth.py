@@ -235,9 +235,9 @@ def _columns(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, di
 
 def main(
     out: Annotated[Path, typer.Option(help="Markdown file; the cells and averages go beside it.")],
-    seeds: Annotated[int, typer.Option(min=2, help="Models and corpora for each planted difference.")] = 10,
-    nulls: Annotated[int, typer.Option(min=1, help="Forward runs without a difference.")] = 300,
-    training_nulls: Annotated[int, typer.Option(min=1, help="Training runs without a difference.")] = 60,
+    seeds: Annotated[int, typer.Option(min=2, help="Models and corpora for each planted difference.")] = 8,
+    nulls: Annotated[int, typer.Option(min=1, help="Forward runs without a difference.")] = 200,
+    training_nulls: Annotated[int, typer.Option(min=1, help="Training runs without a difference.")] = 40,
     permutations: Annotated[int, typer.Option(min=199, help="Relabellings of each test.")] = 200,
     figure: Annotated[Path | None, typer.Option(help="File for the power curves, such as power.pdf.")] = None,
 ) -> None:
@@ -249,13 +249,17 @@ def main(
         wanted = cells(seeds, nulls, training_nulls)
         kept = Cells(out.with_suffix(".jsonl"), settings(permutations), {"environment": environment(["scikit-learn"])})
         run(wanted, kept, permutations, console)
-        command = f"python -m crosslens.benchmarks.known_truth --out {out.name if out.is_absolute() else out.as_posix()} --seeds {seeds} --nulls {nulls}"
-        command += f" --training-nulls {training_nulls} --permutations {permutations}"
-        write(out, as_table([kept.done[cell] for cell in wanted]), kept.facts, command)
+        where = out.name if out.is_absolute() else out.as_posix()
+        command = (
+            f"python -m crosslens.benchmarks.known_truth --out {where} --seeds {seeds} --nulls {nulls} "
+            f"--training-nulls {training_nulls} --permutations {permutations}"
+        )
+        table = as_table([kept.done[cell] for cell in wanted])
+        write(out, table, kept.facts, command)
         if figure is not None:
             from .known_truth_plots import save_power
 
-            save_power(as_table([kept.done[cell] for cell in wanted]), figure)
+            save_power(table, figure)
     except CrosslensError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -42,6 +42,13 @@ def random_texts(count: int, seed: int, shortest: int = 8, longest: int = 24) ->
     return [" ".join(rng.choice(list(LETTERS), rng.integers(shortest, longest + 1))) for _ in range(count)]
 
 
+def in_order(lens: Inspector) -> list[str]:
+    """Names of `SITES` in the order of execution."""
+    sites = lens.architecture.sites
+    watched = {site.name for site in sites.resolve(SITES)}
+    return [name for name in sites.canonical if name in watched]
+
+
 @dataclass
 class Forward:
     """Examples of two categories that a model reads, in one of them under edits.
@@ -61,7 +68,7 @@ class Forward:
 
     def __post_init__(self) -> None:
         self.lens = open_inspector("hooks", *tiny_model("llama", seed=self.seed))
-        self.places = [site.name for site in self.lens.architecture.sites.resolve(SITES)]
+        self.places = in_order(self.lens)
         self._texts = random_texts(2 * max(self.counts), self.seed)
 
     def truth(self, site: str) -> Labels:
@@ -115,7 +122,7 @@ class Training:
         self.model, self._tokenizer = tiny_model("llama", seed=self.seed)
         self._start = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.lens = open_inspector("hooks", self.model, self._tokenizer)
-        self.places = [site.name for site in self.lens.architecture.sites.resolve(SITES)][::-1]
+        self.places = in_order(self.lens)[::-1]
 
     def truth(self, site: str) -> Labels:
         """(place,) whether its gradient has come through the site."""

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from crosslens.adapters import InputError, Inspector, SiteError
+from crosslens.adapters import InputError, Inspector, Site, SiteError
+from crosslens.adapters.architectures import Architecture
 from crosslens.adapters.edits import Edit, apply, scale
 
 from .compare import compare
@@ -86,7 +87,7 @@ def plant(kind: str, site: str, size: float, *, seed: int = 0) -> list[Edit]:
     return [apply(site, edit)]
 
 
-def affected(lens: Inspector, site: str) -> list[str]:
+def affected(lens: Inspector | Architecture, site: str) -> list[str]:
     """Canonical sites that a difference planted at one can reach: itself, and all that is computed from it.
 
     Of two sites the later in the order of execution is computed from the earlier, but for those side by side: q, k
@@ -95,7 +96,7 @@ def affected(lens: Inspector, site: str) -> list[str]:
     Raises:
         SiteError: no canonical site of the model.
     """
-    table = lens.architecture.sites.canonical
+    table = _table(lens)
     if site not in table:
         raise SiteError(f"{site!r} is no canonical site of this model; there are {', '.join(list(table)[:4])} ...")
     start = table[site]
@@ -114,7 +115,7 @@ def affected(lens: Inspector, site: str) -> list[str]:
     return found
 
 
-def affected_gradients(lens: Inspector, site: str) -> list[str]:
+def affected_gradients(lens: Inspector | Architecture, site: str) -> list[str]:
     """Canonical sites whose gradient a fault at one reaches: all that it is computed from, in the order of execution.
 
     The gradient at the site itself is what came, before the fault.
@@ -122,9 +123,8 @@ def affected_gradients(lens: Inspector, site: str) -> list[str]:
     Raises:
         SiteError: no canonical site of the model.
     """
-    affected(lens, site)
-    table = lens.architecture.sites.canonical
-    return [name for name in table if name != site and site in affected(lens, name)]
+    affected(lens, site)  # which refuses what is no site
+    return [name for name in _table(lens) if name != site and site in affected(lens, name)]
 
 
 @contextmanager
@@ -205,6 +205,10 @@ def compare_planted(
     if not parts:
         raise InputError("there are no examples")
     return reduce(Comparison.merge, parts)
+
+
+def _table(lens: Inspector | Architecture) -> Mapping[str, Site]:
+    return (lens.architecture if isinstance(lens, Inspector) else lens).sites.canonical
 
 
 def _check(kind: str, kinds: Iterable[str], size: float) -> None:

@@ -12,9 +12,9 @@ import torch
 
 from crosslens.adapters import InputError, Inspector, SiteError, apply, open_inspector
 from crosslens.adapters.conformance.models import TINY_FAMILIES, tiny_model
-from crosslens.benchmarks.known_truth import PLACES, SITES, WAYS, Cell, judged, random_texts, truth_of
+from crosslens.benchmarks.known_truth_runs import next_token_loss, random_texts
 from crosslens.tasks import compare
-from crosslens.tasks.planting import KINDS, affected, compare_planted, plant
+from crosslens.tasks.planting import GRADIENT_KINDS, affected, affected_gradients, compare_planted, fault, plant
 
 SITE = "blocks.1.resid_post"
 TEXT = "the cat sat on a mat"
@@ -99,6 +99,87 @@ def test_what_is_affected_is_what_changes(family: str) -> None:
             assert changed == affected(opened, site), site
 
 
+@pytest.mark.parametrize("family", [name for name in TINY_FAMILIES if name != "bert"])
+def test_the_gradients_that_are_affected_are_those_that_change(family: str) -> None:
+    with open_inspector("hooks", *tiny_model(family, dtype=torch.float64, attn_implementation="eager")) as opened:
+        names = list(opened.architecture.sites.canonical)
+        inputs = torch.tensor([[5, 80, 17, 33, 60]])
+
+        def loss(logits: torch.Tensor) -> torch.Tensor:
+            return next_token_loss(logits, inputs)
+
+        plain = opened.gradients(inputs, names, loss)
+        output = opened.run(inputs).logits
+        for site in ("embed", "blocks.1.attn.v", "blocks.1.attn.pattern", "blocks.1.mlp.out", SITE, "final_norm"):
+            if site not in names:
+                continue
+            edits = plant("exploding", site, 0.5)
+            assert torch.equal(opened.run(inputs, edits=edits).logits, output), "the forward stays as it is"
+            after = opened.gradients(inputs, names, loss, edits=edits)
+            changed = [name for name in names if not torch.allclose(after[name], plain[name], rtol=1e-9, atol=1e-13)]
+            assert changed == affected_gradients(opened, site), site
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("exploding", 1.5), ("vanishing", 1 / 1.5)])
+def test_a_fault_in_training_is_what_the_edit_is_and_leaves_when_it_ends(kind: str, factor: float) -> None:
+    model, tokenizer = tiny_model("llama", dtype=torch.float64)
+    ids = torch.tensor([[5, 80, 17, 33, 60]])
+
+    def backward() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        logits = model(ids).logits
+        next_token_loss(logits, ids).backward()
+        return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    logits, plain = backward()
+    with fault(model.model.layers[1], kind, 0.5):
+        faulty_logits, faulty = backward()
+    assert torch.equal(faulty_logits, logits)
+    for name, gradient in plain.items():
+        if "embed" in name:
+            continue  # tied to the head: part of its gradient comes from behind the block
+        behind = name.startswith(("model.layers.2.", "model.norm", "lm_head"))
+        torch.testing.assert_close(
+            faulty[name], gradient * (1.0 if behind else factor), rtol=1e-3, atol=1e-6
+        )  # float32 norms
+    with open_inspector("hooks", model, tokenizer) as opened:
+        before = opened.gradients(ids, ["*resid_post"], lambda out: next_token_loss(out, ids))
+        edited = opened.gradients(
+            ids, ["*resid_post"], lambda out: next_token_loss(out, ids), edits=plant(kind, SITE, 0.5)
+        )
+    torch.testing.assert_close(edited["blocks.0.resid_post"], factor * before["blocks.0.resid_post"])
+    torch.testing.assert_close(edited[SITE], before[SITE])
+    with pytest.raises(ZeroDivisionError), fault(model.model.layers[1], kind, 0.5):
+        raise ZeroDivisionError
+    again = backward()[1]
+    assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
+
+
+def test_a_fault_lets_what_follows_work_in_place_and_passes_by_whole_numbers() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(inplace=True), torch.nn.Linear(4, 1))
+    x = torch.ones(2, 3, requires_grad=True)
+    want = torch.autograd.grad(model(x).sum(), x)[0]
+    with fault(model[0], "exploding", 1.0):
+        torch.testing.assert_close(torch.autograd.grad(model(x).sum(), x)[0], 2 * want)
+
+    class Pair(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"value": x * 3, "index": torch.arange(2)}
+
+    pair = Pair()
+    with fault(pair, "vanishing", 1.0):
+        out = pair(x)
+    assert out["index"].dtype == torch.int64
+    torch.testing.assert_close(torch.autograd.grad(out["value"].sum(), x)[0], torch.full((2, 3), 1.5))
+
+
+def test_a_fault_of_another_kind_is_refused() -> None:
+    with pytest.raises(InputError, match="no kind 'mean' of planted difference here; there are exploding, vanishing"):
+        fault(torch.nn.Linear(1, 1), "mean", 1.0).__enter__()
+    with pytest.raises(InputError, match="size is inf"):
+        fault(torch.nn.Linear(1, 1), GRADIENT_KINDS[0], math.inf).__enter__()
+
+
 def test_only_the_planted_category_is_edited_and_pairs_stay_pairs(lens: Inspector) -> None:
     texts = random_texts(8, seed=0)
     examples = [{"text": text, "category": c, "pair": str(i)} for i, text in enumerate(texts) for c in ("well", "sick")]
@@ -114,7 +195,7 @@ def test_only_the_planted_category_is_edited_and_pairs_stay_pairs(lens: Inspecto
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("turn", SITE, 0.5), "no kind 'turn' of planted difference; there are mean"),
+        (("turn", SITE, 0.5), "no kind 'turn' of planted difference here; there are mean"),
         (("mean", SITE, 0.0), "size is 0.0; it must be a finite number above 0"),
         (("mean", SITE, math.nan), "size is nan"),
         (("mean", SITE, True), "size is True"),
@@ -138,39 +219,3 @@ def test_bad_uses_are_refused(lens: Inspector) -> None:
         compare_planted(lens, examples, {}, sites="embed", out="x")
     with pytest.raises(InputError, match="no examples"):
         compare_planted(lens, [], {}, sites="embed")
-
-
-# ---- the benchmark
-
-
-def test_the_benchmark_plants_every_kind() -> None:
-    assert set(PLACES) == set(KINDS)
-
-
-def test_a_strong_difference_is_found_and_its_truth_is_of_the_ranked_sites(lens: Inspector) -> None:
-    site, sizes = PLACES["variance"]
-    found = Cell("variance", sizes[-1], 12, 0).run(lens, permutations=100)
-    truth = truth_of(lens, site)
-    assert truth.sum() == 7
-    assert len(truth) == len(lens.architecture.sites.resolve(SITES))
-    assert set(found) == set(WAYS)
-    for way, (scores, declared) in found.items():
-        assert scores.shape == declared.shape == truth.shape, way
-        row = judged(scores, declared, truth)
-        assert 0 <= row["ap"] <= 1
-    assert judged(*found["crosslens: figures"], truth)["auroc"] == 1
-    assert judged(*found["crosslens: figures"], truth)["first"] == 1
-
-
-def test_judging_is_right_by_hand() -> None:
-    truth = np.array([False, False, True, True])
-    found = judged(np.array([0.1, np.inf, 5.0, np.inf]), np.array([False, False, True, True]), truth)
-    assert found == {
-        "auroc": 0.625,
-        "ap": pytest.approx((1 / 2 * 0.5) + (2 / 3 * 0.5)),
-        "first": 1,
-        "power": 1,
-        "false": 0,
-    }
-    found = judged(np.zeros(4), np.array([True, False, False, True]), truth)
-    assert found == {"auroc": 0.5, "ap": 0.5, "first": 0, "power": 0.5, "false": 1}
