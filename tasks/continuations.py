@@ -65,19 +65,19 @@ def verified(logits_of: Callable[[Tensor], Tensor], prompt: Tensor, draft: Tenso
     et al. 2023, arXiv:2211.17192.
 
     Args:
-        logits_of: (batch, pos) tokens -> (batch, pos, d_vocab) logits.
+        logits_of: (batch, pos) tokens -> (batch, pos, d_vocab) logits; last called for prompt and continuation, but
+            for the latter's last token.
         prompt: (batch, pos) tokens, without padding.
         draft: (batch, new) tokens that the continuation may be.
 
     Returns:
         (batch, new) tokens.
     """
-    start, new = prompt.shape[1] - 1, draft.shape[1]
+    start = prompt.shape[1] - 1
     tokens = draft.clone()
-    for _ in range(new):
+    while True:  # each turn makes at least one more token right
         chosen = logits_of(torch.cat([prompt, tokens[:, :-1]], dim=1))[:, start:].argmax(-1).to(tokens.device)
         if torch.equal(chosen, tokens):
-            break
+            return tokens
         # Right up to and with the first difference; what follows it was chosen after another token, and is a draft.
         tokens = chosen
-    return tokens

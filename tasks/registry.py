@@ -11,14 +11,16 @@ from crosslens.adapters.errors import InputError
 from .agreement import Agreement
 from .base import Task
 from .characters import Characters
+from .generation import Generation
 from .induction import Induction
 from .ioi import IOI
 from .lens import Lens
+from .planted import Planted
 from .probe import Probe
 from .steering import Steering
 
 _TASKS: Mapping[str, type[Task]] = MappingProxyType(
-    {task.name: task for task in (IOI, Characters, Induction, Agreement, Lens, Steering, Probe)}
+    {task.name: task for task in (IOI, Characters, Induction, Agreement, Lens, Steering, Probe, Generation, Planted)}
 )
 
 
