@@ -131,6 +131,12 @@ class Net(nn.Module):
         return out
 
 
+def _empty(folder: Path) -> Path:
+    """For what a program writes."""
+    (folder / "recording").mkdir()
+    return folder / "recording"
+
+
 class _Setting:
     """A tiny model, its tokenizer as if it came from a checkpoint, its oracle, and the prompts."""
 
@@ -143,6 +149,7 @@ class _Setting:
         self.oracle = Oracle(self.model)
         self.ids, self.source = self.encode(CORRUPT), self.encode(CLEAN)
         self.layers = range(self.model.config.num_hidden_layers)
+        self.folder = _empty(folder)
 
     def encode(self, text: str) -> Tensor:
         """(1, pos) token ids."""
@@ -152,7 +159,7 @@ class _Setting:
         """With the inputs that most operations share, and others."""
         fields = {name: others.pop(name) for name in ("where", "each", "most_work") if name in others}
         shared = {"model": self.model, "tokenizer": self.tokenizer, "ids": self.ids, "text": CORRUPT}
-        return Case({**shared, **others}, reference, nothing, **fields)
+        return Case({**shared, "folder": self.folder, **others}, reference, nothing, **fields)
 
 
 def _sites(name: str) -> Callable[[str, Path], Case]:
@@ -237,7 +244,7 @@ def _any_module(family: str, folder: Path) -> Case:
     exact: Any = copy.deepcopy(model).double()
     with torch.no_grad():
         found = exact.hidden(exact.conv(images.double()).relu().flatten(1))
-    return Case({"model": model, "images": images}, found, found.tanh())
+    return Case({"model": model, "images": images, "folder": _empty(folder)}, found, found.tanh())
 
 
 def _record_steps(family: str, folder: Path) -> Case:
@@ -247,9 +254,7 @@ def _record_steps(family: str, folder: Path) -> Case:
                for kind in ("easy", "hard", "hard", "easy", "hard", "easy")]  # fmt: skip
     exact, still = copy.deepcopy(at.model).double(), copy.deepcopy(at.model).double()
     found, untrained = _figures(exact, batches, LEARNING_RATE), _figures(still, batches, 0.0)
-    empty = folder / "recording"
-    empty.mkdir()
-    given = {"batches": batches, "layer": LAYER, "learning_rate": LEARNING_RATE, "folder": empty}
+    given = {"batches": batches, "layer": LAYER, "learning_rate": LEARNING_RATE}
     return at.case(found, untrained, each=True, **given)
 
 
@@ -305,7 +310,8 @@ _ALL = (
     Operation("any_module", "record the hidden layer of a network of one's own",
               "(batch, d_hidden)", _any_module),
     Operation("record_steps", "record, in a training loop with two kinds of steps, the mean of a residual stream and "
-              "the largest absolute value of its gradient, for each kind", "(kind, figure), means over the steps of a kind", _record_steps),
+              "the largest absolute value of its gradient, for each kind",
+              "(kind, figure), means over the steps of a kind", _record_steps),
     Operation("input_attribution", "what each token of the prompt contributes to the logit of the next one: its "
               "embedding times the gradient, summed", "(pos,)", _input_attribution),
 )  # fmt: skip

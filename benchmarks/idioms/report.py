@@ -25,7 +25,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def cell(rows: Sequence[Row]) -> str:
-    """One operation in one library: set-up + operation in logical lines, and the distance to the other family's text."""
+    """One operation in one library: lines of set-up + operation, and the distance to the other family's text."""
     good = [row for row in rows if row["outcome"] == "right"]
     bad = {row["family"]: SIGNS[row["outcome"]] for row in rows if row["outcome"] != "right"}
     if not good:
@@ -88,7 +88,8 @@ def _summary(rows: Sequence[Row]) -> str:
     body = [f"| {_versioned(rows, name)} | " + " | ".join(_number(v) for v in each.values()) + " |"
             for name, each in table.items()]  # fmt: skip
     cells = sum(len(families(name)) for name in OPERATIONS)
-    return "\n".join([f"## By library\n\nOf {cells} operations and families each.\n", *head, *body])
+    title = f"## By library\n\nOf {cells} operations and families each. {_COLUMNS}\n"
+    return "\n".join([title, *head, *body])
 
 
 def _failures(rows: Sequence[Row]) -> str:
@@ -147,10 +148,18 @@ def _number(value: float | None) -> str:
 
 _INTRODUCTION = """# What it takes to say it
 
-Printed by `python -m crosslens.benchmarks.idioms`. Each cell is a program in `benchmarks/idioms/`: the shortest honest
-solution in that library, used directly as its own documentation teaches, run on a tiny llama and a tiny gpt2 and held to
-a float64 reference that no library has a part in (1e-4 of its largest value; the edits' own effect is far above that)."""
+Printed by `python -m crosslens.benchmarks.idioms`. Each cell is a program in `benchmarks/idioms/`: the shortest
+honest solution in that library, used directly as its own documentation teaches, run on a tiny llama and a tiny gpt2
+in a process of the library's own, and held to a float64 reference that no library has a part in (to 1e-4 of its
+largest value; where the operation is left out, the result is off by hundreds of times that)."""
 
-_READING = """A cell is logical lines of set-up (imports, wrapping) + of the operation. Δ is how many tokens change from llama to gpt2 where
-both are right: 0 where one text serves both. `wrong` returned something else than was asked for, `fails` ended in an error,
-— has no way to say it; the reasons are below. `any_module` is a network of one's own and has no family."""
+_READING = """A cell is the logical lines of the set-up (imports, wrapping) + those of the operation. Δ is how many
+tokens change from llama to gpt2, where both are right: 0 where one text serves both. `wrong` returned something
+else than was asked for, `fails` ended in an error, — has no way to say it; the reasons are below. `any_module`, a
+network of one's own, has no family."""
+
+_COLUMNS = """Outcomes are counted over operations and families. The other columns are of the programs that are
+right: medians of logical lines, of tokens, of the share of tokens that is set-up, of distinct names of the library
+that one has to know (for `hooks`, of `torch.nn.Module` and gradients) and their number in all programs together, of
+names of modules that only this family has, of how deep statements lie in one another, and of the tokens that change
+with the family."""

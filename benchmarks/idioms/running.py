@@ -110,28 +110,25 @@ def _outcomes(library: str, wanted: Sequence[Entry]) -> Iterator[dict[str, Any]]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         said: list[str] = []
+        ended = 0
         listener = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
         listener.start()
-        running: dict[str, Any] | None = None
         timer = threading.Timer(SECONDS, process.kill)
         timer.start()
         for line in process.stdout:
-            if line.startswith(worker.BEGIN):
-                running = json.loads(line.removeprefix(worker.BEGIN))
+            if line.startswith(worker.END):
+                ended += 1
+                yield json.loads(line.removeprefix(worker.END))
                 timer.cancel()
                 timer = threading.Timer(SECONDS, process.kill)
                 timer.start()
-            elif line.startswith(worker.END):
-                running = None
-                yield json.loads(line.removeprefix(worker.END))
         timer.cancel()
         status = process.wait()
         listener.join()
-    if running is None and status:  # before its first program: the library cannot be imported, say
-        first = wanted[0]
-        running = {"library": library, "operation": first.operation, "family": first.family}
-    if running is not None:
-        last = said[-1].strip() if said else ""
-        yield {**running, "outcome": "raises", "error": None, "note": f"the process ended with status {status}: {last}"}
+    if ended < len(wanted):
+        dead, last = wanted[ended], said[-1].strip() if said else ""
+        key = {"library": library, "operation": dead.operation, "family": dead.family}
+        yield {**key, "outcome": "raises", "error": None, "note": f"the process ended with status {status}: {last}"}

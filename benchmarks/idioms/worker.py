@@ -1,6 +1,6 @@
 """Runs the programs of one library, in a process of its own, and writes what came of each on a line.
 
-Libraries change the process that imports them, so that no two share one. `python -m ...worker LIBRARY [OPERATION:FAMILY...]`.
+Libraries change the process that imports them, so that no two share one. Arguments: LIBRARY [OPERATION:FAMILY]...
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from .catalogue import Entry, entries
 from .operations import OPERATIONS, Verdict, Work, judge
 
-BEGIN, END = "@begin ", "@end "
+END = "@end "
 
 
 def run_entry(entry: Entry) -> dict[str, Any]:
@@ -63,13 +63,12 @@ def _load(path: Path) -> Any:
 
 
 def main(library: str, names: list[str]) -> None:
-    """Write one line before and one after each program, so that one that kills the process is known."""
+    """Write a line after each program; where one is missing, the program killed the process."""
     out = sys.stdout
     for entry in entries(library):
         if names and f"{entry.operation}:{entry.family}" not in names:
             continue
         key = {"library": entry.library, "operation": entry.operation, "family": entry.family}
-        print(BEGIN + json.dumps(key), file=out, flush=True)
         with contextlib.redirect_stdout(io.StringIO()):
             row = run_entry(entry)
         print(END + json.dumps({**key, **row}), file=out, flush=True)

@@ -18,4 +18,4 @@ def run(model: Any, ids: Tensor) -> Tensor:
     # --- operation
     with open_inspector("hooks", model) as lens:
         found = lens.run(ids, capture=["blocks.*.resid_post"])
-    return torch.stack([found[site] for site in found.keys()])
+    return torch.stack([found[site] for site in found])

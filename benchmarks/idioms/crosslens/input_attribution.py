@@ -2,6 +2,7 @@
 
 Documentation: crosslens.adapters.attribution
 Serves: llama, gpt2
+Note: Through captum, for which crosslens puts embeddings and target together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Record two kinds of training steps, with crosslens.
 
-Documentation: crosslens.tasks.Recorder and crosslens.tasks.Recording
+Documentation: crosslens.tasks.Recorder and crosslens.tasks.Recording.table
 Serves: llama, gpt2
 """
 

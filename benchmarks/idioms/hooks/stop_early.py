@@ -6,6 +6,7 @@ Serves: llama
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -24,11 +25,7 @@ def run(model: Any, ids: Tensor, layer: int) -> Tensor:
         raise Stop
 
     handle = model.model.layers[layer].register_forward_hook(stop)
-    try:
-        with torch.no_grad():
-            model(ids)
-    except Stop:
-        pass
-    finally:
-        handle.remove()
+    with contextlib.suppress(Stop), torch.no_grad():
+        model(ids)
+    handle.remove()
     return kept[0]

@@ -7,6 +7,7 @@ Note: It has no way to stop; an exception out of the function ends the forward.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pyvene as pv
@@ -25,8 +26,6 @@ def run(model: Any, ids: Tensor, layer: int) -> Tensor:
         raise Stop
 
     site = {"layer": layer, "component": "block_output", "intervention": stop}
-    try:
+    with contextlib.suppress(Stop):
         pv.IntervenableModel(site, model=model)({"input_ids": ids})
-    except Stop:
-        pass
     return kept[0]

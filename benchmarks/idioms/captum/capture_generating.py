@@ -1,0 +1,24 @@
+"""Record a residual stream while tokens are generated, with captum.
+
+Documentation: https://captum.ai/api/layer.html, "Layer Activation"
+Serves: llama
+Wrong: It keeps one value of a layer, that of the last call; a second forward over what was generated would show the
+rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from captum.attr import LayerActivation
+from torch import Tensor
+
+
+def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Tensor:
+    # --- operation
+    def generate(ids: Tensor) -> Tensor:
+        tokens: Tensor = model.generate(ids, max_new_tokens=new_tokens, do_sample=False)
+        return tokens
+
+    residuals: Tensor = LayerActivation(generate, model.model.layers[layer]).attribute(ids)
+    return residuals

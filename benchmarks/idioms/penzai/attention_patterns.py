@@ -1,0 +1,30 @@
+"""Record the attention of every block, with penzai.
+
+Documentation: https://penzai.readthedocs.io/en/stable/, notebooks/induction_heads.html
+Serves: llama
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from penzai import pz
+from penzai.toolshed.save_intermediates import SaveIntermediate
+from torch import Tensor
+
+from .converted import convert, named, tensor
+
+
+def run(model: Any, ids: Tensor) -> Tensor:
+    lm = convert(model)
+
+    # --- operation
+    def saving(layer: int, attention: Any) -> Any:
+        softmax = pz.select(attention).at(lambda layer: layer.query_key_to_attn).at_instances_of(pz.nn.Softmax)
+        return softmax.insert_after(SaveIntermediate(pz.StateVariable(None, label=layer)))
+
+    lm = pz.select(lm).at_instances_of(pz.nn.Attention).apply_with_selected_index(saving)
+    lm(named(ids))
+    axes = ("batch", "head_groups", "query_heads", "seq", "kv_seq")
+    return torch.stack([tensor(each.value, *axes).flatten(1, 2) for each in pz.unbind_state_vars(lm)[1]])
