@@ -1,4 +1,4 @@
-"""Make every mistake with every library: `python -m crosslens.benchmarks.mistakes [--library L]... [--mistake M]...`."""
+"""Make every mistake with every library: `python -m crosslens.benchmarks.mistakes [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def of(library: str, names: Sequence[str] = ()) -> Iterator[Outcome]:
 def main(
     library: Annotated[list[str] | None, typer.Option(help="Row of the table; all by default.")] = None,
     mistake: Annotated[list[str] | None, typer.Option(help="Name of a mistake; all by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Markdown to write; a .json of the same name goes beside it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Markdown to write; a .json of the same name goes beside it.")
+    ] = None,
 ) -> None:
     """Make mistakes and print what came of them."""
     if out is not None and not (out.resolve().parent.is_dir() and os.access(out.resolve().parent, os.W_OK)):

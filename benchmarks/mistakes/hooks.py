@@ -25,7 +25,7 @@ DOCUMENTED = {
 NOTES = {"unsupported_module": "any module is supported"}
 
 
-def _run(model: Any, path: str, hook: Any, ids: Tensor, *, before: bool = False, **options: Any) -> Tensor:
+def _run(model: Any, path: str, hook: Any, ids: Tensor, *, before: bool = False, **options: Any) -> Any:
     module = model.get_submodule(path)
     handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
     with torch.no_grad():
@@ -34,16 +34,17 @@ def _run(model: Any, path: str, hook: Any, ids: Tensor, *, before: bool = False,
     return logits
 
 
-def _zeros(module: Any, args: Any, output: Tensor) -> Tensor:
+def _zeros(module: Any, args: Any, output: Tensor) -> Any:
     return torch.zeros_like(output)
 
 
-def misspelled_site(scene: Scene) -> Tensor:
+def misspelled_site(scene: Scene) -> Any:
     return _run(scene.llama(), "model.layers.1.mpl", _zeros, scene.ids)
 
 
-def misspelled_capture(scene: Scene) -> Tensor:
-    model, kept = scene.llama(), []
+def misspelled_capture(scene: Scene) -> Any:
+    kept: list[Tensor] = []
+    model = scene.llama()
     for name in ("model.layers.0.mlp", "model.layers.1.mpl"):
         model.get_submodule(name).register_forward_hook(lambda m, args, output: kept.append(output.clone()))
     with torch.no_grad():
@@ -51,8 +52,9 @@ def misspelled_capture(scene: Scene) -> Tensor:
     return torch.stack(kept)
 
 
-def pattern_without_match(scene: Scene) -> Tensor:
-    model, kept = scene.llama(), []
+def pattern_without_match(scene: Scene) -> Any:
+    kept: list[Tensor] = []
+    model = scene.llama()
     for name, module in model.named_modules():
         if name.endswith(".mpl"):
             module.register_forward_hook(lambda m, args, output: kept.append(output.clone()))
@@ -61,34 +63,34 @@ def pattern_without_match(scene: Scene) -> Tensor:
     return torch.stack(kept)
 
 
-def layer_out_of_range(scene: Scene) -> Tensor:
+def layer_out_of_range(scene: Scene) -> Any:
     model = scene.llama()
     model.model.layers[3].mlp.register_forward_hook(_zeros)
     with torch.no_grad():
         return model(scene.ids).logits
 
 
-def negative_layer(scene: Scene) -> Tensor:
+def negative_layer(scene: Scene) -> Any:
     model = scene.llama()
     model.model.layers[-1].mlp.register_forward_hook(_zeros)
     with torch.no_grad():
         return model(scene.ids).logits
 
 
-def wrong_keyword(scene: Scene) -> Tensor:
+def wrong_keyword(scene: Scene) -> Any:
     model = scene.llama()
     model.model.layers[1].mlp.register_forward_hook(_zeros, prepends=True)
     with torch.no_grad():
         return model(scene.ids).logits
 
 
-def wrong_input_keyword(scene: Scene) -> Tensor:
+def wrong_input_keyword(scene: Scene) -> Any:
     positions = (scene.mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         return scene.gpt2()(scene.left, attention_masks=scene.mask, position_ids=positions).logits[:, -1]
 
 
-def _zero_head(scene: Scene, head: Any) -> Tensor:
+def _zero_head(scene: Scene, head: Any) -> Any:
     def edit(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         z = args[0].clone().view(1, 7, -1, D_HEAD)
         z[:, :, head] = 0
@@ -97,11 +99,11 @@ def _zero_head(scene: Scene, head: Any) -> Tensor:
     return _run(scene.llama(), "model.layers.1.self_attn.o_proj", edit, scene.ids, before=True)
 
 
-def head_out_of_range(scene: Scene) -> Tensor:
+def head_out_of_range(scene: Scene) -> Any:
     return _zero_head(scene, 4)
 
 
-def head_slice_out_of_range(scene: Scene) -> Tensor:
+def head_slice_out_of_range(scene: Scene) -> Any:
     def edit(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         z = args[0].clone()
         z[..., 4 * D_HEAD : 5 * D_HEAD] = 0
@@ -110,7 +112,7 @@ def head_slice_out_of_range(scene: Scene) -> Tensor:
     return _run(scene.llama(), "model.layers.1.self_attn.o_proj", edit, scene.ids, before=True)
 
 
-def kv_head_out_of_range(scene: Scene) -> Tensor:
+def kv_head_out_of_range(scene: Scene) -> Any:
     def edit(module: Any, args: Any, output: Tensor) -> Tensor:
         output = output.clone()
         output[..., 3 * D_HEAD : 4 * D_HEAD] = 0
@@ -119,11 +121,11 @@ def kv_head_out_of_range(scene: Scene) -> Tensor:
     return _run(scene.llama(), "model.layers.1.self_attn.v_proj", edit, scene.ids)
 
 
-def negative_head(scene: Scene) -> Tensor:
+def negative_head(scene: Scene) -> Any:
     return _zero_head(scene, -1)
 
 
-def _patch(scene: Scene, where: Any) -> Tensor:
+def _patch(scene: Scene, where: Any) -> Any:
     def edit(module: Any, args: Any, output: Tensor) -> Tensor:
         output = output.clone()
         output[:, where] = scene.vector[:, 0] if isinstance(where, int) else scene.vector
@@ -132,19 +134,19 @@ def _patch(scene: Scene, where: Any) -> Tensor:
     return _run(scene.llama(), "model.layers.1", edit, scene.ids)
 
 
-def position_out_of_range(scene: Scene) -> Tensor:
+def position_out_of_range(scene: Scene) -> Any:
     return _patch(scene, 7)
 
 
-def position_slice_out_of_range(scene: Scene) -> Tensor:
+def position_slice_out_of_range(scene: Scene) -> Any:
     return _patch(scene, slice(7, 8))
 
 
-def negative_position(scene: Scene) -> Tensor:
+def negative_position(scene: Scene) -> Any:
     return _patch(scene, -1)
 
 
-def _set_unit(scene: Scene, unit: Any) -> Tensor:
+def _set_unit(scene: Scene, unit: Any) -> Any:
     def edit(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         neurons = args[0].clone()
         neurons[..., unit] = 20.0
@@ -153,15 +155,15 @@ def _set_unit(scene: Scene, unit: Any) -> Tensor:
     return _run(scene.llama(), "model.layers.1.mlp.down_proj", edit, scene.ids, before=True)
 
 
-def unit_out_of_range(scene: Scene) -> Tensor:
+def unit_out_of_range(scene: Scene) -> Any:
     return _set_unit(scene, 80)
 
 
-def unit_slice_out_of_range(scene: Scene) -> Tensor:
+def unit_slice_out_of_range(scene: Scene) -> Any:
     return _set_unit(scene, slice(80, 81))
 
 
-def wrong_shape(scene: Scene) -> Tensor:
+def wrong_shape(scene: Scene) -> Any:
     value = scene.vector[0, 0, :31]
 
     def edit(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -172,49 +174,52 @@ def wrong_shape(scene: Scene) -> Tensor:
     return _run(scene.llama(), "model.layers.1", edit, scene.ids)
 
 
-def broadcastable(scene: Scene) -> Tensor:
+def broadcastable(scene: Scene) -> Any:
     return _run(scene.llama(), "model.layers.1.mlp", lambda module, args, output: scene.vector, scene.ids)
 
 
-def wrong_dtype(scene: Scene) -> Tensor:
+def wrong_dtype(scene: Scene) -> Any:
     vector = scene.vector.double()
     return _run(scene.llama(), "model.layers.1", lambda module, args, output: output + vector, scene.ids)
 
 
-def edit_returns_tuple(scene: Scene) -> Tensor:
+def edit_returns_tuple(scene: Scene) -> Any:
     return _run(scene.llama(), "model.layers.1", lambda module, args, output: (output + scene.vector,), scene.ids)
 
 
-def edit_returns_none(scene: Scene) -> Tensor:
+def edit_returns_none(scene: Scene) -> Any:
     def edit(module: Any, args: Any, output: Tensor) -> None:
         output = output + scene.vector
 
     return _run(scene.llama(), "model.layers.1", edit, scene.ids)
 
 
-def tuple_idiom(scene: Scene) -> Tensor:
+def tuple_idiom(scene: Scene) -> Any:
     def edit(module: Any, args: Any, output: Any) -> None:
         output[0][:] += scene.vector[0, 0]
 
     return _run(scene.llama(), "model.layers.1", edit, torch.cat([scene.ids, scene.other]))
 
 
-def read_too_early(scene: Scene) -> Tensor:
-    model, kept = scene.llama(), {}
+def read_too_early(scene: Scene) -> Any:
+    kept: dict[Any, Any] = {}
+    model = scene.llama()
     model.model.layers[1].mlp.register_forward_hook(lambda m, args, output: kept.update(mlp=output))
     return kept["mlp"]
 
 
-def read_not_captured(scene: Scene) -> Tensor:
-    model, kept = scene.llama(), {}
+def read_not_captured(scene: Scene) -> Any:
+    kept: dict[Any, Any] = {}
+    model = scene.llama()
     model.model.layers[1].register_forward_hook(lambda m, args, output: kept.update({1: output}))
     with torch.no_grad():
         model(scene.ids)
     return kept[2]
 
 
-def in_place(scene: Scene) -> Tensor:
-    model, kept = scene.llama(), {}
+def in_place(scene: Scene) -> Any:
+    kept: dict[Any, Any] = {}
+    model = scene.llama()
     model.model.layers[0].register_forward_hook(lambda m, args, output: kept.update(hidden=output))
     model.model.layers[1].register_forward_pre_hook(lambda m, args: (args[0].mul_(2),))
     with torch.no_grad():
@@ -222,17 +227,17 @@ def in_place(scene: Scene) -> Tensor:
     return kept["hidden"]
 
 
-def padded_without_mask(scene: Scene) -> Tensor:
+def padded_without_mask(scene: Scene) -> Any:
     with torch.no_grad():
         return scene.gpt2()(scene.left).logits[:, -1]
 
 
-def left_padding(scene: Scene) -> Tensor:
+def left_padding(scene: Scene) -> Any:
     with torch.no_grad():
         return scene.gpt2()(scene.left, attention_mask=scene.mask).logits[:, -1]
 
 
-def last_position_right_padded(scene: Scene) -> Tensor:
+def last_position_right_padded(scene: Scene) -> Any:
     def edit(module: Any, args: Any, output: Tensor) -> Tensor:
         output = output.clone()
         output[:, -1] = scene.vector[0, 0]
@@ -242,7 +247,7 @@ def last_position_right_padded(scene: Scene) -> Tensor:
     return logits[torch.arange(2), scene.right_mask.sum(1) - 1]
 
 
-def _generate(scene: Scene, position: int) -> Tensor:
+def _generate(scene: Scene, position: int) -> Any:
     def edit(module: Any, args: Any, output: Tensor) -> Tensor:
         output = output.clone()
         output[:, position] = scene.vector[0, 0]
@@ -253,36 +258,38 @@ def _generate(scene: Scene, position: int) -> Tensor:
     return model.generate(scene.ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None)[:, -NEW:]
 
 
-def position_while_generating(scene: Scene) -> Tensor:
+def position_while_generating(scene: Scene) -> Any:
     return _generate(scene, 4)
 
 
-def first_position_while_generating(scene: Scene) -> Tensor:
+def first_position_while_generating(scene: Scene) -> Any:
     return _generate(scene, 0)
 
 
-def cache_on(scene: Scene) -> Tensor:
-    model, kept = scene.llama(), {}
+def cache_on(scene: Scene) -> Any:
+    kept: dict[Any, Any] = {}
+    model = scene.llama()
     model.model.layers[1].register_forward_hook(lambda m, args, output: kept.update(hidden=output))
     model.generate(scene.ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
     return kept["hidden"]
 
 
-def token_outside_vocabulary(scene: Scene) -> Tensor:
+def token_outside_vocabulary(scene: Scene) -> Any:
     ids = scene.ids.clone()
     ids[0, 3] = 400
     return _run(scene.llama(), "model.layers.1.mlp", _zeros, ids)
 
 
-def unsupported_module(scene: Scene) -> Tensor:
-    (net, x), kept = scene.net(), {}
+def unsupported_module(scene: Scene) -> Any:
+    kept: dict[Any, Any] = {}
+    net, x = scene.net()
     net.second.register_forward_hook(lambda m, args, output: kept.update(hidden=output))
     with torch.no_grad():
         net(x)
     return kept["hidden"]
 
 
-def never_read(scene: Scene) -> Tensor:
+def never_read(scene: Scene) -> Any:
     def edit(module: Any, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         weights = output[1].clone()
         weights[:, 1] = 0
@@ -291,8 +298,9 @@ def never_read(scene: Scene) -> Tensor:
     return _run(scene.gpt2(), "transformer.h.1.attn", edit, scene.ids)
 
 
-def two_wrappers(scene: Scene) -> Tensor:
-    model, seen = scene.llama(), []
+def two_wrappers(scene: Scene) -> Any:
+    seen: list[Tensor] = []
+    model = scene.llama()
     first = model.model.layers[1].register_forward_hook(lambda m, args, output: seen.append(output))
     _run(model, "model.layers.1.mlp", _zeros, scene.ids)
     with torch.no_grad():
@@ -301,14 +309,15 @@ def two_wrappers(scene: Scene) -> Tensor:
     return logits
 
 
-def own_hook(scene: Scene) -> Tensor:
-    model, mine = scene.llama(), {}
+def own_hook(scene: Scene) -> Any:
+    mine: dict[Any, Any] = {}
+    model = scene.llama()
     model.model.layers[1].self_attn.register_forward_hook(lambda m, args, output: mine.update(attention=output[0]))
     _run(model, "model.layers.2.mlp", _zeros, scene.ids)
     return mine["attention"]
 
 
-def exception_inside_edit(scene: Scene) -> Tensor:
+def exception_inside_edit(scene: Scene) -> Any:
     def edit(module: Any, args: Any, output: Tensor) -> Tensor:
         output = output.clone()
         output[:, 5] = scene.vector[0, 0]  # the first prompt is too short for it
@@ -323,13 +332,14 @@ def exception_inside_edit(scene: Scene) -> Tensor:
         return model(scene.other).logits
 
 
-def training_left_on(scene: Scene) -> Tensor:
+def training_left_on(scene: Scene) -> Any:
     torch.manual_seed(0)
     return _run(scene.gpt2().train(), "transformer.h.1", lambda m, args, output: None, scene.ids)
 
 
-def frozen_parameters(scene: Scene) -> Tensor:
-    model, kept = scene.llama().requires_grad_(False), {}
+def frozen_parameters(scene: Scene) -> Any:
+    kept: dict[Any, Any] = {}
+    model = scene.llama().requires_grad_(False)
 
     def keep(module: Any, args: Any, output: Tensor) -> None:
         output.retain_grad()

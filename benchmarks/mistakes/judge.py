@@ -6,7 +6,6 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from .catalogue import Mistake
@@ -17,7 +16,8 @@ RIGHT = 1e-3
 """Largest error, relative to the largest magnitude of what was meant, of a right result: rounding stays below 1e-5."""
 
 _ARITHMETIC = re.compile(
-    r"/torch/nn/functional\.py|/torch/nn/modules/(?!module\.py|container\.py)|/transformers/(?!generation/|utils/)|generalized_components/"
+    r"/torch/nn/functional\.py|/torch/nn/modules/(?!module\.py|container\.py)|/transformers/(?!generation/|utils/)|"
+    r"/generalized_components/|/penzai/nn/"
 )
 
 
@@ -56,7 +56,8 @@ class Outcome:
         library, mistake: names.
         kind: one of `KINDS`.
         damage: of a result that is not what was meant: its largest error relative to the largest magnitude of what was
-            meant, or for tokens the share that differs; None where the two cannot be compared, as `note` says.
+            meant, to three digits, or for tokens the share that differs. 0 where it is right; None where the two cannot
+            be compared, as `note` says.
         says: the error or warning, one line of it.
         note: a remark.
     """
@@ -93,7 +94,7 @@ def judge(library: str, mistake: Mistake, meant: Tensor | None, material: Materi
         return Outcome(library, mistake.name, kind, says=_line(material.error), note=note)
     damage, how = difference(material.value, meant)
     if damage is not None and damage <= RIGHT:
-        return Outcome(library, mistake.name, "right", damage, note=material.note)
+        return Outcome(library, mistake.name, "right", 0.0, note=material.note)
     spoken = next((line.strip() for line in material.said.splitlines() if names.search(line)), "")
     note = "; ".join(filter(None, (how, material.note)))
     if spoken:
@@ -116,7 +117,7 @@ def difference(value: Tensor | None, meant: Tensor | None) -> tuple[float | None
     value = value.detach().double()
     if not bool(value.isfinite().all()):
         return None, "not finite"
-    return float((value - meant).abs().max() / meant.abs().max()), ""
+    return float(f"{(value - meant).abs().max() / meant.abs().max():.3g}"), ""
 
 
 def _line(text: str, width: int = 200) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .scene import D_HEAD, NEW, Scene
 
@@ -23,7 +22,7 @@ def _wrapped(scene: Scene, model: Any = None) -> Any:
     return TransformersModel(model, tokenizer=scene.tokenizer, task="text-generation")
 
 
-def misspelled_site(scene: Scene) -> Tensor:
+def misspelled_site(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].mpl.output[:] = 0
@@ -31,24 +30,24 @@ def misspelled_site(scene: Scene) -> Tensor:
     return logits
 
 
-def misspelled_capture(scene: Scene) -> Tensor:
+def misspelled_capture(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids) as tracer:
         cache = tracer.cache(modules=["model.model.layers.0.mlp", "model.model.layers.1.mpl"])
         lm.output.logits.save()
-    return torch.stack([cache[path].output for path in cache.keys()])
+    return torch.stack([cache[path].output for path in cache.keys()])  # noqa: SIM118  a view, not a dict
 
 
-def pattern_without_match(scene: Scene) -> Tensor:
+def pattern_without_match(scene: Scene) -> Any:
     lm = _wrapped(scene)
     wanted = [envoy for envoy in lm.modules() if envoy.path.endswith(".mpl")]
     with torch.no_grad(), lm.trace(scene.ids) as tracer:
         cache = tracer.cache(modules=wanted)
         lm.output.logits.save()
-    return torch.stack([cache[path].output for path in cache.keys()])
+    return torch.stack([cache[path].output for path in cache.keys()])  # noqa: SIM118  a view, not a dict
 
 
-def layer_out_of_range(scene: Scene) -> Tensor:
+def layer_out_of_range(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[3].mlp.output[:] = 0
@@ -56,7 +55,7 @@ def layer_out_of_range(scene: Scene) -> Tensor:
     return logits
 
 
-def negative_layer(scene: Scene) -> Tensor:
+def negative_layer(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[-1].mlp.output[:] = 0
@@ -64,7 +63,7 @@ def negative_layer(scene: Scene) -> Tensor:
     return logits
 
 
-def wrong_keyword(scene: Scene) -> Tensor:
+def wrong_keyword(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].mlp.outputs = torch.zeros(1, 7, 32)
@@ -72,14 +71,14 @@ def wrong_keyword(scene: Scene) -> Tensor:
     return logits
 
 
-def wrong_input_keyword(scene: Scene) -> Tensor:
+def wrong_input_keyword(scene: Scene) -> Any:
     lm = _wrapped(scene, scene.gpt2())
     with torch.no_grad(), lm.trace(scene.left, attention_masks=scene.mask):
         logits = lm.output.logits.save()
     return logits[:, -1]
 
 
-def head_out_of_range(scene: Scene) -> Tensor:
+def head_out_of_range(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].self_attn.o_proj.input.view(1, 7, 4, D_HEAD)[:, :, 4] = 0
@@ -87,7 +86,7 @@ def head_out_of_range(scene: Scene) -> Tensor:
     return logits
 
 
-def head_slice_out_of_range(scene: Scene) -> Tensor:
+def head_slice_out_of_range(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].self_attn.o_proj.input[..., 4 * D_HEAD : 5 * D_HEAD] = 0
@@ -95,7 +94,7 @@ def head_slice_out_of_range(scene: Scene) -> Tensor:
     return logits
 
 
-def kv_head_out_of_range(scene: Scene) -> Tensor:
+def kv_head_out_of_range(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].self_attn.v_proj.output[..., 3 * D_HEAD : 4 * D_HEAD] = 0
@@ -103,7 +102,7 @@ def kv_head_out_of_range(scene: Scene) -> Tensor:
     return logits
 
 
-def negative_head(scene: Scene) -> Tensor:
+def negative_head(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].self_attn.o_proj.input.view(1, 7, 4, D_HEAD)[:, :, -1] = 0
@@ -111,7 +110,7 @@ def negative_head(scene: Scene) -> Tensor:
     return logits
 
 
-def position_out_of_range(scene: Scene) -> Tensor:
+def position_out_of_range(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].output[:, 7] = scene.vector[0, 0]
@@ -119,7 +118,7 @@ def position_out_of_range(scene: Scene) -> Tensor:
     return logits
 
 
-def position_slice_out_of_range(scene: Scene) -> Tensor:
+def position_slice_out_of_range(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].output[:, 7:8] = scene.vector
@@ -127,7 +126,7 @@ def position_slice_out_of_range(scene: Scene) -> Tensor:
     return logits
 
 
-def negative_position(scene: Scene) -> Tensor:
+def negative_position(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].output[:, -1] = scene.vector[0, 0]
@@ -135,7 +134,7 @@ def negative_position(scene: Scene) -> Tensor:
     return logits
 
 
-def unit_out_of_range(scene: Scene) -> Tensor:
+def unit_out_of_range(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].mlp.down_proj.input[..., 80] = 20.0
@@ -143,7 +142,7 @@ def unit_out_of_range(scene: Scene) -> Tensor:
     return logits
 
 
-def unit_slice_out_of_range(scene: Scene) -> Tensor:
+def unit_slice_out_of_range(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].mlp.down_proj.input[..., 80:81] = 20.0
@@ -151,7 +150,7 @@ def unit_slice_out_of_range(scene: Scene) -> Tensor:
     return logits
 
 
-def wrong_shape(scene: Scene) -> Tensor:
+def wrong_shape(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].output[:, 6] = scene.vector[0, 0, :31]
@@ -159,7 +158,7 @@ def wrong_shape(scene: Scene) -> Tensor:
     return logits
 
 
-def broadcastable(scene: Scene) -> Tensor:
+def broadcastable(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].mlp.output = scene.vector
@@ -167,7 +166,7 @@ def broadcastable(scene: Scene) -> Tensor:
     return logits
 
 
-def wrong_dtype(scene: Scene) -> Tensor:
+def wrong_dtype(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].output = lm.model.layers[1].output + scene.vector.double()
@@ -175,7 +174,7 @@ def wrong_dtype(scene: Scene) -> Tensor:
     return logits
 
 
-def edit_returns_tuple(scene: Scene) -> Tensor:
+def edit_returns_tuple(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         lm.model.layers[1].output = (lm.model.layers[1].output + scene.vector,)
@@ -183,7 +182,7 @@ def edit_returns_tuple(scene: Scene) -> Tensor:
     return logits
 
 
-def tuple_idiom(scene: Scene) -> Tensor:
+def tuple_idiom(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(torch.cat([scene.ids, scene.other])):
         lm.model.layers[1].output[0][:] += scene.vector[0, 0]
@@ -191,11 +190,11 @@ def tuple_idiom(scene: Scene) -> Tensor:
     return logits
 
 
-def read_too_early(scene: Scene) -> Tensor:
+def read_too_early(scene: Scene) -> Any:
     return _wrapped(scene).model.layers[1].mlp.output
 
 
-def read_not_captured(scene: Scene) -> Tensor:
+def read_not_captured(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids) as tracer:
         cache = tracer.cache(modules=[lm.model.layers[1]])
@@ -203,7 +202,7 @@ def read_not_captured(scene: Scene) -> Tensor:
     return cache["model.model.layers.2"].output
 
 
-def read_after_stop(scene: Scene) -> Tensor:
+def read_after_stop(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids) as tracer:
         lm.model.layers[1].output.save()
@@ -212,7 +211,7 @@ def read_after_stop(scene: Scene) -> Tensor:
     return hidden
 
 
-def out_of_order(scene: Scene) -> Tensor:
+def out_of_order(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         late = lm.model.layers[2].output.save()
@@ -220,14 +219,14 @@ def out_of_order(scene: Scene) -> Tensor:
     return torch.stack([late, early])
 
 
-def forgotten_save(scene: Scene) -> Tensor:
+def forgotten_save(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         hidden = lm.model.layers[1].output
     return hidden
 
 
-def stale_name(scene: Scene) -> Tensor:
+def stale_name(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.other):
         hidden = lm.model.layers[1].output.save()
@@ -236,7 +235,7 @@ def stale_name(scene: Scene) -> Tensor:
     return hidden
 
 
-def in_place(scene: Scene) -> Tensor:
+def in_place(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):
         hidden = lm.model.layers[0].output.save()
@@ -244,21 +243,21 @@ def in_place(scene: Scene) -> Tensor:
     return hidden
 
 
-def padded_without_mask(scene: Scene) -> Tensor:
+def padded_without_mask(scene: Scene) -> Any:
     lm = _wrapped(scene, scene.gpt2())
     with torch.no_grad(), lm.trace(scene.left):
         logits = lm.output.logits.save()
     return logits[:, -1]
 
 
-def left_padding(scene: Scene) -> Tensor:
+def left_padding(scene: Scene) -> Any:
     lm = _wrapped(scene, scene.gpt2())
     with torch.no_grad(), lm.trace(input_ids=scene.left, attention_mask=scene.mask):
         logits = lm.output.logits.save()
     return logits[:, -1]
 
 
-def last_position_right_padded(scene: Scene) -> Tensor:
+def last_position_right_padded(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(input_ids=scene.right, attention_mask=scene.right_mask):
         lm.model.layers[1].output[:, -1] = scene.vector[0, 0]
@@ -266,7 +265,7 @@ def last_position_right_padded(scene: Scene) -> Tensor:
     return logits[torch.arange(2), scene.right_mask.sum(1) - 1]
 
 
-def _generate(scene: Scene, position: int) -> Tensor:
+def _generate(scene: Scene, position: int) -> Any:
     lm = _wrapped(scene)
     with lm.generate(max_new_tokens=NEW, do_sample=False, eos_token_id=None) as tracer:
         with tracer.invoke(scene.ids):
@@ -277,22 +276,22 @@ def _generate(scene: Scene, position: int) -> Tensor:
     return ids[:, -NEW:]
 
 
-def position_while_generating(scene: Scene) -> Tensor:
+def position_while_generating(scene: Scene) -> Any:
     return _generate(scene, 4)
 
 
-def first_position_while_generating(scene: Scene) -> Tensor:
+def first_position_while_generating(scene: Scene) -> Any:
     return _generate(scene, 0)
 
 
-def cache_on(scene: Scene) -> Tensor:
+def cache_on(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with lm.generate(scene.ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None):
         hidden = lm.model.layers[1].output.save()
     return hidden
 
 
-def token_outside_vocabulary(scene: Scene) -> Tensor:
+def token_outside_vocabulary(scene: Scene) -> Any:
     lm, ids = _wrapped(scene), scene.ids.clone()
     ids[0, 3] = 400
     with torch.no_grad(), lm.trace(ids):
@@ -300,7 +299,7 @@ def token_outside_vocabulary(scene: Scene) -> Tensor:
     return logits
 
 
-def unsupported_module(scene: Scene) -> Tensor:
+def unsupported_module(scene: Scene) -> Any:
     from nnsight import NNsight
 
     net, x = scene.net()
@@ -310,7 +309,7 @@ def unsupported_module(scene: Scene) -> Tensor:
     return hidden
 
 
-def never_read(scene: Scene) -> Tensor:
+def never_read(scene: Scene) -> Any:
     lm = _wrapped(scene, scene.gpt2())
     with torch.no_grad(), lm.trace(scene.ids):
         lm.transformer.h[1].attn.output[1][:, 1] = 0
@@ -318,7 +317,7 @@ def never_read(scene: Scene) -> Tensor:
     return logits
 
 
-def two_wrappers(scene: Scene) -> Tensor:
+def two_wrappers(scene: Scene) -> Any:
     model = scene.llama()
     first, second = _wrapped(scene, model), _wrapped(scene, model)
     with torch.no_grad(), second.trace(scene.ids):
@@ -328,8 +327,9 @@ def two_wrappers(scene: Scene) -> Tensor:
     return logits
 
 
-def own_hook(scene: Scene) -> Tensor:
-    model, mine = scene.llama(), {}
+def own_hook(scene: Scene) -> Any:
+    mine: dict[Any, Any] = {}
+    model = scene.llama()
     model.model.layers[1].self_attn.register_forward_hook(lambda m, args, output: mine.update(attention=output[0]))
     lm = _wrapped(scene, model)
     with torch.no_grad(), lm.trace(scene.ids):
@@ -337,7 +337,7 @@ def own_hook(scene: Scene) -> Tensor:
     return mine["attention"]
 
 
-def exception_inside_edit(scene: Scene) -> Tensor:
+def exception_inside_edit(scene: Scene) -> Any:
     model = scene.llama()
     lm = _wrapped(scene, model)
     try:
@@ -349,7 +349,7 @@ def exception_inside_edit(scene: Scene) -> Tensor:
         return model(scene.other).logits
 
 
-def training_left_on(scene: Scene) -> Tensor:
+def training_left_on(scene: Scene) -> Any:
     torch.manual_seed(0)
     lm = _wrapped(scene, scene.gpt2().train())
     with torch.no_grad(), lm.trace(scene.ids):
@@ -357,7 +357,7 @@ def training_left_on(scene: Scene) -> Tensor:
     return logits
 
 
-def frozen_parameters(scene: Scene) -> Tensor:
+def frozen_parameters(scene: Scene) -> Any:
     lm = _wrapped(scene, scene.llama().requires_grad_(False))
     with lm.trace(scene.ids):
         hidden = lm.model.layers[1].output

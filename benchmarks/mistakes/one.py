@@ -39,15 +39,15 @@ def outcomes(library: str, names: Sequence[str] = ()) -> Iterator[Outcome]:
     held, scene = programs(library), Scene(_backend(library))
     mistakes = [BY_NAME[name] for name in names or BY_NAME]
     made = [mistake for mistake in mistakes if mistake.name in held.made]
-    meant = {m.name: None if m.result is None else m.result(scene) for m in made}
+    meant = {m.name: None if m.result is None or m.name in held.meant else m.result(scene) for m in made}
     for name in held.imports if made else ():
         importlib.import_module(name)
     for mistake in mistakes:
         if mistake.name in held.made:
             yield _apart(held, mistake, meant[mistake.name], scene)
         else:
-            reasons = {"absent": held.reason(mistake.name), "impossible": held.impossible.get(mistake.name, "")}
-            yield judge(library, mistake, None, Material(**reasons))
+            absent, impossible = held.reason(mistake.name), held.impossible.get(mistake.name, "")
+            yield judge(library, mistake, None, Material(absent=absent, impossible=impossible))
 
 
 def _backend(library: str) -> str:
@@ -62,8 +62,12 @@ def _apart(held: Programs, mistake: Mistake, meant: Tensor | None, scene: Scene)
     if child == 0:
         os.close(reader)
         try:
+            if mistake.name in held.meant:
+                meant = held.meant[mistake.name](scene)
             found = judge(held.library, mistake, meant, _make(held, mistake, scene))
             os.write(writer, json.dumps(found.as_dict()).encode())
+        except BaseException:  # in what was meant or in the judge, not in the program
+            os.write(writer, json.dumps({"bug": traceback.format_exc()}).encode())
         finally:
             os._exit(0)
     os.close(writer)
@@ -78,7 +82,10 @@ def _apart(held: Programs, mistake: Mistake, meant: Tensor | None, scene: Scene)
     os.close(reader)
     status = os.waitpid(child, 0)[1]
     if received:
-        return Outcome(**json.loads(received))
+        answer = json.loads(received)
+        if "bug" in answer:
+            raise RuntimeError(f"{held.library}, {mistake.name}: {answer['bug']}")
+        return Outcome(**answer)
     how = "it did not end" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else f"status {status}"
     return Outcome(held.library, mistake.name, "error", says=f"the process died: {how}")
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from torch import Tensor
-
 from .catalogue import BY_NAME
 from .scene import Scene
 
-Program = Callable[[Scene], Tensor]
+Program = Callable[[Scene], Any]
+"""Gives what the user gets."""
 
 LIBRARIES: Mapping[str, str] = {
     "crosslens": "through_crosslens",
@@ -49,6 +48,7 @@ class Programs:
         culprits: mistake -> a regular expression in place of the catalogue's.
         documented: mistake -> (dotted name, words of its docstring that state the result).
         notes: mistake -> a remark.
+        meant: mistake -> the same program without the mistake, where the catalogue's result is none of this library's.
     """
 
     library: str
@@ -60,6 +60,7 @@ class Programs:
     culprits: Mapping[str, str] = field(default_factory=dict)
     documented: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    meant: Mapping[str, Program] = field(default_factory=dict)
 
     def reason(self, mistake: str) -> str:
         """Why the mistake is not made with this library; empty where it is, or cannot be."""
@@ -78,7 +79,7 @@ def programs(library: str) -> Programs:
     made = {name: getattr(module, name) for name in BY_NAME if inspect.isfunction(getattr(module, name, None))}
     sayings: dict[str, Any] = {
         name.lower(): getattr(module, name)
-        for name in ("IMPORTS", "ABSENT", "IMPOSSIBLE", "CULPRITS", "DOCUMENTED", "NOTES")
+        for name in ("IMPORTS", "ABSENT", "IMPOSSIBLE", "CULPRITS", "DOCUMENTED", "NOTES", "MEANT")
         if hasattr(module, name)
     }
     return Programs(library, _version(module.DISTRIBUTION), made, **sayings)

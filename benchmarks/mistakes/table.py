@@ -11,17 +11,17 @@ from .judge import KINDS, Outcome
 HEAD = """# What happens when a library is used wrongly
 
 Printed by `python -m crosslens.benchmarks.mistakes`: each of {mistakes} mistakes, written the way a user of the library
-would write it ([the programs](../benchmarks/mistakes)), in a process of its own, on tiny models in float32 on the CPU. The
-class is decided by rule (`judge.py`), never typed:
+would write it ([the programs](../benchmarks/mistakes)), in a process of its own, on tiny models in float32 on the CPU.
+The class is decided by rule (`judge.py`), never typed:
 
 - **refused**: an exception that names what is wrong, raised before the model computes with it;
 - **error**: an exception that does not name it, or one out of the model's own arithmetic;
 - **warned**: a wrong result, and the console names what is wrong;
-- **silent**: a wrong result without a word. The number is the damage: the largest error of what the user gets, relative to
-  the largest magnitude of what was meant (by a float64 oracle that depends on no library); for tokens, the share that
-  differs; "shape" or "other" where the two cannot be compared;
-- **right**: what was meant, or the mistake cannot be made; with * the library's own docstring states the result, so that it
-  is not counted as silent although it is not what was meant;
+- **silent**: a wrong result without a word. The number is the damage: the largest error of what the user gets, relative
+  to the largest magnitude of what was meant (by a float64 oracle that depends on no library); for tokens, the share
+  that differs; "shape" or "other" where the two cannot be compared;
+- **right**: what was meant, or the mistake cannot be made; with * the library's own docstring states the result, so
+  that it is not counted as silent although it is not what was meant;
 - n/a: the library does nothing of the kind.
 """
 
@@ -55,11 +55,11 @@ def table(outcomes: Iterable[Outcome], versions: Mapping[str, str]) -> str:
         if each.kind != "silent" and (each.says or each.note) and each.kind != "n/a"
     ]
     parts.append("## In the libraries' words\n\n" + _rows(said))
-    reasons = sorted({(each.library, each.note): None for each in found if each.kind == "n/a"})
+    reasons = sorted({(each.library, each.note) for each in found if each.kind == "n/a"})
     grouped = [
-        [library, reason, ", ".join(e.mistake.replace("_", " ") for e in found if (e.library, e.note) == (library, reason))]
-        for library, reason in reasons
-    ]  # fmt: skip
+        [*reason, ", ".join(each.mistake.replace("_", " ") for each in found if (each.library, each.note) == reason)]
+        for reason in reasons
+    ]
     parts.append("## Not made\n\n" + _rows([["library", "reason", "mistakes"], *grouped]))
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""Mistakes with TransformerLens: a `TransformerBridge`, `run_with_cache` and `run_with_hooks`, as its main demo teaches."""
+"""Mistakes with TransformerLens: a `TransformerBridge`, `run_with_cache`, `run_with_hooks`, as in its main demo."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _bridge(model: Any) -> Any:
     return build_bridge_from_module(model, type(model).__name__, hf_config=model.config, dtype=torch.float32)
 
 
-def _edited(scene: Scene, name: str, hook: Any, ids: Tensor | None = None, **options: Any) -> Tensor:
+def _edited(scene: Scene, name: str, hook: Any, ids: Tensor | None = None, **options: Any) -> Any:
     with torch.no_grad():
         logits: Tensor = _bridge(scene.llama()).run_with_hooks(
             scene.ids if ids is None else ids, fwd_hooks=[(name, hook)], **options
@@ -41,46 +41,46 @@ def _edited(scene: Scene, name: str, hook: Any, ids: Tensor | None = None, **opt
     return logits
 
 
-def _zeros(act: Tensor, hook: Any) -> Tensor:
+def _zeros(act: Tensor, hook: Any) -> Any:
     return torch.zeros_like(act)
 
 
-def misspelled_site(scene: Scene) -> Tensor:
+def misspelled_site(scene: Scene) -> Any:
     return _edited(scene, "blocks.1.hook_mpl_out", _zeros)
 
 
-def misspelled_capture(scene: Scene) -> Tensor:
+def misspelled_capture(scene: Scene) -> Any:
     names = ["blocks.0.mlp.hook_out", "blocks.1.mpl.hook_out"]
     with torch.no_grad():
         _, cache = _bridge(scene.llama()).run_with_cache(scene.ids, names_filter=names)
     return torch.stack([act for name, act in cache.items() if name.endswith("hook_out")])
 
 
-def pattern_without_match(scene: Scene) -> Tensor:
+def pattern_without_match(scene: Scene) -> Any:
     with torch.no_grad():
         _, cache = _bridge(scene.llama()).run_with_cache(scene.ids, names_filter=lambda name: name.endswith("mpl_out"))
     return torch.stack(list(cache.values()))
 
 
-def layer_out_of_range(scene: Scene) -> Tensor:
+def layer_out_of_range(scene: Scene) -> Any:
     return _edited(scene, "blocks.3.hook_mlp_out", _zeros)
 
 
-def negative_layer(scene: Scene) -> Tensor:
+def negative_layer(scene: Scene) -> Any:
     return _edited(scene, "blocks.-1.hook_mlp_out", _zeros)
 
 
-def wrong_keyword(scene: Scene) -> Tensor:
+def wrong_keyword(scene: Scene) -> Any:
     with torch.no_grad():
         return _bridge(scene.llama()).run_with_hooks(scene.ids, fwd_hook=[(OUT, _zeros)])
 
 
-def wrong_input_keyword(scene: Scene) -> Tensor:
+def wrong_input_keyword(scene: Scene) -> Any:
     with torch.no_grad():
         return _bridge(scene.gpt2())(scene.left, attention_masks=scene.mask)[:, -1]
 
 
-def _zero_head(scene: Scene, head: Any, name: str = Z) -> Tensor:
+def _zero_head(scene: Scene, head: Any, name: str = Z) -> Any:
     def edit(act: Tensor, hook: Any) -> Tensor:
         act[:, :, head] = 0
         return act
@@ -88,23 +88,23 @@ def _zero_head(scene: Scene, head: Any, name: str = Z) -> Tensor:
     return _edited(scene, name, edit)
 
 
-def head_out_of_range(scene: Scene) -> Tensor:
+def head_out_of_range(scene: Scene) -> Any:
     return _zero_head(scene, 4)
 
 
-def head_slice_out_of_range(scene: Scene) -> Tensor:
+def head_slice_out_of_range(scene: Scene) -> Any:
     return _zero_head(scene, slice(4, 5))
 
 
-def kv_head_out_of_range(scene: Scene) -> Tensor:
+def kv_head_out_of_range(scene: Scene) -> Any:
     return _zero_head(scene, 3, "blocks.1.attn.hook_v")
 
 
-def negative_head(scene: Scene) -> Tensor:
+def negative_head(scene: Scene) -> Any:
     return _zero_head(scene, -1)
 
 
-def _patch(scene: Scene, where: Any, value: Tensor) -> Tensor:
+def _patch(scene: Scene, where: Any, value: Tensor) -> Any:
     def edit(act: Tensor, hook: Any) -> Tensor:
         act[:, where] = value
         return act
@@ -112,19 +112,19 @@ def _patch(scene: Scene, where: Any, value: Tensor) -> Tensor:
     return _edited(scene, RESID, edit)
 
 
-def position_out_of_range(scene: Scene) -> Tensor:
+def position_out_of_range(scene: Scene) -> Any:
     return _patch(scene, 7, scene.vector[0, 0])
 
 
-def position_slice_out_of_range(scene: Scene) -> Tensor:
+def position_slice_out_of_range(scene: Scene) -> Any:
     return _patch(scene, slice(7, 8), scene.vector)
 
 
-def negative_position(scene: Scene) -> Tensor:
+def negative_position(scene: Scene) -> Any:
     return _patch(scene, -1, scene.vector[0, 0])
 
 
-def _set_unit(scene: Scene, unit: Any) -> Tensor:
+def _set_unit(scene: Scene, unit: Any) -> Any:
     def edit(act: Tensor, hook: Any) -> Tensor:
         act[..., unit] = 20.0
         return act
@@ -132,81 +132,81 @@ def _set_unit(scene: Scene, unit: Any) -> Tensor:
     return _edited(scene, "blocks.1.mlp.hook_post", edit)
 
 
-def unit_out_of_range(scene: Scene) -> Tensor:
+def unit_out_of_range(scene: Scene) -> Any:
     return _set_unit(scene, 80)
 
 
-def unit_slice_out_of_range(scene: Scene) -> Tensor:
+def unit_slice_out_of_range(scene: Scene) -> Any:
     return _set_unit(scene, slice(80, 81))
 
 
-def wrong_shape(scene: Scene) -> Tensor:
+def wrong_shape(scene: Scene) -> Any:
     return _patch(scene, 6, scene.vector[0, 0, :31])
 
 
-def broadcastable(scene: Scene) -> Tensor:
+def broadcastable(scene: Scene) -> Any:
     return _edited(scene, OUT, lambda act, hook: scene.vector)
 
 
-def wrong_dtype(scene: Scene) -> Tensor:
+def wrong_dtype(scene: Scene) -> Any:
     return _edited(scene, RESID, lambda act, hook: act + scene.vector.double())
 
 
-def edit_returns_tuple(scene: Scene) -> Tensor:
+def edit_returns_tuple(scene: Scene) -> Any:
     return _edited(scene, RESID, lambda act, hook: (act + scene.vector,))
 
 
-def edit_returns_none(scene: Scene) -> Tensor:
+def edit_returns_none(scene: Scene) -> Any:
     def edit(act: Tensor, hook: Any) -> None:
         act = act + scene.vector
 
     return _edited(scene, RESID, edit)
 
 
-def read_too_early(scene: Scene) -> Tensor:
+def read_too_early(scene: Scene) -> Any:
     bridge = _bridge(scene.llama())
     cache, hooks, _ = bridge.get_caching_hooks(names_filter="blocks.1.mlp.hook_out")
     with bridge.hooks(fwd_hooks=hooks):
         return cache["blocks.1.mlp.hook_out"]
 
 
-def read_not_captured(scene: Scene) -> Tensor:
+def read_not_captured(scene: Scene) -> Any:
     with torch.no_grad():
         _, cache = _bridge(scene.llama()).run_with_cache(scene.ids, names_filter=RESID)
     return cache["blocks.2.hook_resid_post"]
 
 
-def read_after_stop(scene: Scene) -> Tensor:
+def read_after_stop(scene: Scene) -> Any:
     with torch.no_grad():
         _, cache = _bridge(scene.llama()).run_with_cache(scene.ids, stop_at_layer=2)
     return cache["resid_post", 2]
 
 
-def out_of_order(scene: Scene) -> Tensor:
+def out_of_order(scene: Scene) -> Any:
     names = ["blocks.2.hook_resid_post", "blocks.0.hook_resid_post"]
     with torch.no_grad():
         _, cache = _bridge(scene.llama()).run_with_cache(scene.ids, names_filter=names)
     return torch.stack([cache[name] for name in names])
 
 
-def in_place(scene: Scene) -> Tensor:
+def in_place(scene: Scene) -> Any:
     bridge, site = _bridge(scene.llama()), "blocks.0.hook_resid_post"
     with torch.no_grad(), bridge.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda act, hook: act.mul_(2))]):
         _, cache = bridge.run_with_cache(scene.ids, names_filter=site)
     return cache[site]
 
 
-def padded_without_mask(scene: Scene) -> Tensor:
+def padded_without_mask(scene: Scene) -> Any:
     with torch.no_grad():
         return _bridge(scene.gpt2())(scene.left)[:, -1]
 
 
-def left_padding(scene: Scene) -> Tensor:
+def left_padding(scene: Scene) -> Any:
     with torch.no_grad():
         return _bridge(scene.gpt2())(scene.left, attention_mask=scene.mask)[:, -1]
 
 
-def last_position_right_padded(scene: Scene) -> Tensor:
+def last_position_right_padded(scene: Scene) -> Any:
     def edit(act: Tensor, hook: Any) -> Tensor:
         act[:, -1] = scene.vector[0, 0]
         return act
@@ -215,7 +215,7 @@ def last_position_right_padded(scene: Scene) -> Tensor:
     return logits[torch.arange(2), scene.right_mask.sum(1) - 1]
 
 
-def _generate(scene: Scene, position: int) -> Tensor:
+def _generate(scene: Scene, position: int) -> Any:
     def edit(act: Tensor, hook: Any) -> Tensor:
         act[:, position] = scene.vector[0, 0]
         return act
@@ -225,33 +225,34 @@ def _generate(scene: Scene, position: int) -> Tensor:
         return _tokens(bridge, scene)
 
 
-def _tokens(bridge: Any, scene: Scene) -> Tensor:
+def _tokens(bridge: Any, scene: Scene) -> Any:
     found: Tensor = bridge.generate(scene.ids, max_new_tokens=NEW, do_sample=False, stop_at_eos=False, verbose=False)
     return found[:, -NEW:]
 
 
-def position_while_generating(scene: Scene) -> Tensor:
+def position_while_generating(scene: Scene) -> Any:
     return _generate(scene, 4)
 
 
-def first_position_while_generating(scene: Scene) -> Tensor:
+def first_position_while_generating(scene: Scene) -> Any:
     return _generate(scene, 0)
 
 
-def cache_on(scene: Scene) -> Tensor:
-    bridge, kept = _bridge(scene.llama()), {}
+def cache_on(scene: Scene) -> Any:
+    kept: dict[Any, Any] = {}
+    bridge = _bridge(scene.llama())
     with bridge.hooks(fwd_hooks=[(RESID, lambda act, hook: kept.update(hidden=act))]):
         _tokens(bridge, scene)
     return kept["hidden"]
 
 
-def token_outside_vocabulary(scene: Scene) -> Tensor:
+def token_outside_vocabulary(scene: Scene) -> Any:
     ids = scene.ids.clone()
     ids[0, 3] = 400
     return _edited(scene, OUT, _zeros, ids)
 
 
-def unsupported_module(scene: Scene) -> Tensor:
+def unsupported_module(scene: Scene) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     net, x = scene.net()
@@ -259,7 +260,7 @@ def unsupported_module(scene: Scene) -> Tensor:
     return cache["second.hook_out"]
 
 
-def never_read(scene: Scene) -> Tensor:
+def never_read(scene: Scene) -> Any:
     def edit(act: Tensor, hook: Any) -> Tensor:
         act[:, 1] = 0
         return act
@@ -269,7 +270,7 @@ def never_read(scene: Scene) -> Tensor:
         return _bridge(scene.gpt2()).run_with_hooks(scene.ids, fwd_hooks=hooks)
 
 
-def two_wrappers(scene: Scene) -> Tensor:
+def two_wrappers(scene: Scene) -> Any:
     model = scene.llama()
     first, second = _bridge(model), _bridge(model)
     with torch.no_grad():
@@ -277,15 +278,16 @@ def two_wrappers(scene: Scene) -> Tensor:
         return first(scene.ids)
 
 
-def own_hook(scene: Scene) -> Tensor:
-    model, mine = scene.llama(), {}
+def own_hook(scene: Scene) -> Any:
+    mine: dict[Any, Any] = {}
+    model = scene.llama()
     model.model.layers[1].self_attn.register_forward_hook(lambda m, args, output: mine.update(attention=output[0]))
     with torch.no_grad():
         _bridge(model).run_with_hooks(scene.ids, fwd_hooks=[("blocks.2.hook_mlp_out", _zeros)])
     return mine["attention"]
 
 
-def exception_inside_edit(scene: Scene) -> Tensor:
+def exception_inside_edit(scene: Scene) -> Any:
     def edit(act: Tensor, hook: Any) -> Tensor:
         act[:, 5] = scene.vector[0, 0]  # the first prompt is too short for it
         return act
@@ -299,13 +301,13 @@ def exception_inside_edit(scene: Scene) -> Tensor:
         return bridge(scene.other)
 
 
-def training_left_on(scene: Scene) -> Tensor:
+def training_left_on(scene: Scene) -> Any:
     torch.manual_seed(0)
     with torch.no_grad():
         return _bridge(scene.gpt2().train())(scene.ids)
 
 
-def frozen_parameters(scene: Scene) -> Tensor:
+def frozen_parameters(scene: Scene) -> Any:
     kept: dict[str, Tensor] = {}
 
     def keep(act: Tensor, hook: Any) -> None:
