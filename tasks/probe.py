@@ -127,7 +127,7 @@ class Probe(Task):
     def known(self, reference: Result, work: Work) -> Known:
         """Sentiment is linear, and gathered at punctuation: Tigges et al. 2023, arXiv:2310.15154."""
         table = self.table(reference, work)
-        best = table.loc[table["auroc"].idxmax()]
+        best = table.iloc[int(table["auroc"].argmax())]
         return Known(
             "a linear probe at some layer tells the sentiment of unseen sentences, from the full stop at their end, "
             "with an AUROC of 0.8 or more, and exchanged labels within 0.05 of chance",
@@ -168,7 +168,7 @@ class Probe(Task):
 
     def headline(self, result: Result, work: Work) -> str:
         table = self.table(result, work)
-        best = table.loc[table["auroc"].idxmax()]
+        best = table.iloc[int(table["auroc"].argmax())]
         return (
             f"the category is read best after block {best['layer']:.0f} of {len(table)}: AUROC {best['auroc']:.2f} on "
             f"unseen pairs (exchanged labels {best['control']:.2f}, p = {best['p']:.2g} there alone); "

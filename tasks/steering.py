@@ -1,7 +1,8 @@
 """Steering: add the difference of two categories' means while the model writes; how far does the text go along?
 
 The direction is the mean residual stream of positive sentences less that of negative ones, at a middle layer and the
-last position. It is added, at several strengths, at the prompt's last position and at every generated one.
+last position. It is added, at several strengths, at the prompt's last position and at every generated one. A random
+direction of the same length shows how much of the effect any push has.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Work:
         prompts: (1, pos) token ids of each.
         new: number of tokens to generate.
         words: first tokens of the positive and of the negative words, none in both.
+        random: (opening, d_model) unit vectors.
         tokenizer: the caller's, to show texts with.
     """
 
@@ -56,6 +58,7 @@ class Work:
     prompts: list[Tensor]
     new: int
     words: tuple[Tensor, Tensor]
+    random: Tensor
     tokenizer: Any = field(repr=False)
 
 
@@ -67,6 +70,7 @@ class Steering(Task):
     gap: mean logit of the positive words less that of the negative ones, where the token was chosen.
     scale: largest absolute logit there, the measure of rounding.
     loss (opening, strength): of the text, under the model without steering, in nats a token: the fluency guard.
+    gap_random (opening, strength): of the first new token, with a random direction in place of the difference of means.
     tokens_uncached, gap_uncached (strength, new token): the first opening, without a cache.
     direction (d_model,), stream (): the difference of means, and the largest activation that went into it.
     """
@@ -103,6 +107,7 @@ class Steering(Task):
         sites = site_names(architecture, "resid_post")
         openings = list(sentiment.openings[: OPENINGS[size]])
         word = sentiment.positive[0]
+        random = np.random.default_rng(0).normal(size=(len(openings), architecture.sizes["d_model"]))
         return Work(
             site=sites[len(sites) // 2],
             batches=batches(ids, tokenizer, BATCH),
@@ -110,6 +115,7 @@ class Steering(Task):
             prompts=[torch.tensor([asked(self.name, tokenizer, text, word)[0]]) for text in openings],
             new=NEW[size],
             words=_word_tokens(tokenizer, sentiment, openings[0]),
+            random=torch.from_numpy(random / np.linalg.norm(random, axis=1, keepdims=True)),
             tokenizer=tokenizer,
         )
 
@@ -117,12 +123,14 @@ class Steering(Task):
         """All strengths of an opening are rows of one generation."""
         last = _rows(work, lambda inputs: lens.run(inputs, capture=work.site).at(work.site, [-1])[:, 0].double())
         out = _Figures(work, last)
+        dtype = next(lens.model.parameters()).dtype
         for i, prompt in enumerate(work.prompts):
             batch = prompt.repeat(len(STRENGTHS), 1)
-            edits = [_steer(work, out.direction, prompt, next(lens.model.parameters()).dtype)]
+            edits = [_steer(work, out.direction, prompt, dtype)]
             found = lens.generate(batch, max_new_tokens=work.new, edits=edits)
             out.texts(i, found.new_tokens, found.logits)
             out.losses(i, found.tokens, lens.run(found.tokens).logits)
+            out.random(i, lens.run(batch, edits=[_steer(work, out.pushed(i), prompt, dtype, new=1)]).logits)
             if i == 0:
                 again = lens.generate(batch, max_new_tokens=work.new, edits=edits, use_cache=False)
                 out.uncached(again.new_tokens, again.logits)
@@ -139,10 +147,12 @@ class Steering(Task):
         out = _Figures(work, [oracle.run(rows[row][None]).sites[work.site][0, -1] for row in range(len(rows))])
         for i, prompt in enumerate(work.prompts):
             edits = [_steer(work, out.direction, prompt, torch.float64)]
-            tokens, run = oracle.generate(prompt.repeat(len(STRENGTHS), 1), work.new, edits=edits)
+            batch = prompt.repeat(len(STRENGTHS), 1)
+            tokens, run = oracle.generate(batch, work.new, edits=edits)
             new, logits = tokens[:, -work.new :], run.logits[:, -work.new :]
             out.texts(i, new, logits)
             out.losses(i, tokens, oracle.run(tokens).logits)
+            out.random(i, oracle.run(batch, edits=[_steer(work, out.pushed(i), prompt, torch.float64, new=1)]).logits)
             if i == 0:
                 out.uncached(new, logits)
             if progress:
@@ -161,6 +171,7 @@ class Steering(Task):
             "margin": scale,
             "scale": scale,
             "loss": scale.max(axis=2),
+            "gap_random": scale[:, :, 0],
             "gap_uncached": scale[0],
             "direction": reference["stream"],
         }
@@ -170,14 +181,16 @@ class Steering(Task):
 
     def known(self, reference: Result, work: Work) -> Known:
         """As Rimsky et al. find, behaviour moves with the multiplier in both directions."""
-        gap = reference["gap"][:, :, 0].mean(axis=0)
+        gap, random = reference["gap"][:, :, 0].mean(axis=0), reference["gap_random"]
+        moved, by_chance = gap[-1] - gap[0], np.abs(random[:, -1] - random[:, 0]).mean()
         cost = reference["loss"].mean(axis=0) - reference["loss"][:, UNSTEERED].mean()
         mild = float(np.abs(cost[UNSTEERED - 1 : UNSTEERED + 2]).max())
         return Known(
-            "the more of the direction is added, the higher are positive words over negative ones, at each of "
-            f"{len(STRENGTHS)} strengths; at {STRENGTHS[UNSTEERED + 1]:g} either way the text costs 1 nat more at most",
-            f"gaps {', '.join(f'{g:+.2f}' for g in gap)}; {mild:.2f} nats",
-            bool((np.diff(gap) > 0).all() and mild <= 1),
+            f"from strength {STRENGTHS[0]:+g} to {STRENGTHS[-1]:+g} positive words rise over negative ones at every "
+            "step, in all twice as far as a random direction moves them; mildly steered text costs 1 nat more at most",
+            f"gaps {', '.join(f'{g:+.2f}' for g in gap)}: {moved:.2f} in all, {by_chance:.2f} by a random direction; "
+            f"{mild:.2f} nats at {STRENGTHS[UNSTEERED + 1]:g} either way",
+            bool((np.diff(gap) > 0).all() and moved > 2 * by_chance and mild <= 1),
         )
 
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
@@ -195,8 +208,8 @@ class Steering(Task):
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row for each (opening, strength).
 
-        Columns: gap_first, where all strengths have the same text before them; gap, its mean over the new tokens; loss,
-        in nats a token under the unsteered model; text.
+        Columns: gap_first, where all strengths have the same text before them; gap_random, the same with a random
+        direction; gap, its mean over the new tokens; loss, in nats a token under the unsteered model; text.
         """
         return pd.DataFrame(
             [
@@ -204,6 +217,7 @@ class Steering(Task):
                     "opening": opening,
                     "strength": strength,
                     "gap_first": float(result["gap"][i, j, 0]),
+                    "gap_random": float(result["gap_random"][i, j]),
                     "gap": float(result["gap"][i, j].mean()),
                     "loss": float(result["loss"][i, j]),
                     "text": work.tokenizer.decode(result["tokens"][i, j].astype(int).tolist()),
@@ -215,9 +229,11 @@ class Steering(Task):
 
     def headline(self, result: Result, work: Work) -> str:
         gap, loss = result["gap"][:, :, 0].mean(axis=0), result["loss"].mean(axis=0)
+        random = result["gap_random"].mean(axis=0)
         return (
             f"at {work.site}, strengths {', '.join(f'{s:+g}' for s in STRENGTHS)} put positive words "
-            f"{', '.join(f'{g:+.2f}' for g in gap)} logits over negative ones; the text costs "
+            f"{', '.join(f'{g:+.2f}' for g in gap)} logits over negative ones (a random direction: "
+            f"{random[0]:+.2f} to {random[-1]:+.2f}); the text costs "
             f"{', '.join(f'{x:.2f}' for x in loss)} nats a token"
         )
 
@@ -232,11 +248,16 @@ def _word_tokens(tokenizer: Any, sentiment: Sentiment, opening: str) -> tuple[Te
     return torch.tensor(sorted(one - two)), torch.tensor(sorted(two - one))
 
 
-def _steer(work: Work, direction: Tensor, prompt: Tensor, dtype: torch.dtype) -> Edit:
-    """Adds each row's multiple of the direction at absolute positions: the prompt's last, and all that follow."""
-    positions = range(prompt.shape[1] - 1, prompt.shape[1] - 1 + work.new)
+def _steer(work: Work, direction: Tensor, prompt: Tensor, dtype: torch.dtype, new: int | None = None) -> Edit:
+    """Adds each row's multiple of the direction at absolute positions: the prompt's last, and all that follow.
+
+    Args:
+        new: number of tokens that will be generated, if not all of the work's.
+    """
+    new = work.new if new is None else new
+    positions = range(prompt.shape[1] - 1, prompt.shape[1] - 1 + new)
     strengths = torch.tensor(STRENGTHS, dtype=torch.float64, device=direction.device)[:, None, None]
-    value = (strengths * direction).expand(-1, work.new, -1)  # strength, position, d_model
+    value = (strengths * direction).expand(-1, new, -1)  # strength, position, d_model
     return add(work.site, value.to(dtype), positions=positions)
 
 
@@ -265,11 +286,11 @@ class _Figures:
     def __init__(self, work: Work, last: list[Tensor]) -> None:
         """`last` (d_model,): what each sentence has at the site and its last position."""
         rows = torch.stack(last)
-        self._words = work.words
+        self._work = work
         self.direction = rows[0::2].mean(0) - rows[1::2].mean(0)
         shape = len(work.prompts), len(STRENGTHS), work.new
         self.result = {name: np.full(shape, np.nan) for name in ("tokens", "margin", "gap", "scale")}
-        self.result["loss"] = np.full(shape[:2], np.nan)
+        self.result |= {name: np.full(shape[:2], np.nan) for name in ("loss", "gap_random")}
         self.result["direction"] = self.direction.cpu().numpy()
         self.result["stream"] = rows.abs().max().cpu().numpy()
 
@@ -291,11 +312,19 @@ class _Figures:
         own = logprob.gather(2, tokens[:, -new:, None].to(logits.device))[..., 0]  # strength, new
         self.result["loss"][i] = -own.mean(1).cpu().numpy()
 
+    def pushed(self, i: int) -> Tensor:
+        """(d_model,) a random direction as long as the difference of means."""
+        return self._work.random[i].to(self.direction) * self.direction.norm()
+
+    def random(self, i: int, logits: Tensor) -> None:
+        """Logits (strength, pos, d_vocab) of opening i with `pushed` added at its last position."""
+        self.result["gap_random"][i] = self._gap(logits[:, -1]).cpu().numpy()
+
     def uncached(self, tokens: Tensor, logits: Tensor) -> None:
         """As `texts`, of the first opening without a cache."""
         self.result["tokens_uncached"] = tokens.double().cpu().numpy()
         self.result["gap_uncached"] = self._gap(logits).cpu().numpy()
 
     def _gap(self, logits: Tensor) -> Tensor:
-        one, two = (logits[..., words.to(logits.device)].double().mean(-1) for words in self._words)
+        one, two = (logits[..., words.to(logits.device)].double().mean(-1) for words in self._work.words)
         return one - two

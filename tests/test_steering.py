@@ -118,6 +118,27 @@ def test_the_second_token_by_hand(llama: tuple[nn.Module, Any], work: Work, refe
     assert reference["tokens"][0, strength, 1] == logits.argmax().item()
 
 
+def test_a_random_direction_is_as_long_as_the_difference(
+    llama: tuple[nn.Module, Any], work: Work, reference: Result
+) -> None:
+    model, _ = llama
+    vector = work.random[0] * float(np.linalg.norm(reference["direction"]))
+    assert work.random.norm(dim=-1).tolist() == pytest.approx([1.0])
+
+    def push(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[:, -1] += (STRENGTHS[0] * vector).to(output.dtype)
+        return output
+
+    handle = model.get_submodule("model.layers.1").register_forward_hook(push)
+    with torch.no_grad():
+        logits = model(work.prompts[0]).logits[0, -1]
+    handle.remove()
+    gap = logits[work.words[0]].mean() - logits[work.words[1]].mean()
+    assert reference["gap_random"][0, 0] == pytest.approx(gap.item(), abs=1e-4)
+    assert reference["gap_random"][0, UNSTEERED] == pytest.approx(reference["gap"][0, UNSTEERED, 0], abs=1e-9)
+
+
 def test_a_text_may_part_at_a_tie_and_nowhere_else(work: Work, reference: Result) -> None:
     parted = copy.deepcopy(dict(reference))
     parted["tokens"][0, 0, 1:] += 1
@@ -132,7 +153,9 @@ def test_a_text_may_part_at_a_tie_and_nowhere_else(work: Work, reference: Result
     assert not Steering().score(parted, tied, work, "float32").right
 
 
-@pytest.mark.parametrize("name", ["gap", "margin", "scale", "loss", "gap_uncached", "direction", "tokens_uncached"])
+@pytest.mark.parametrize(
+    "name", ["gap", "margin", "scale", "loss", "gap_random", "gap_uncached", "direction", "tokens_uncached"]
+)
 def test_a_wrong_figure_anywhere_is_not_right(work: Work, reference: Result, name: str) -> None:
     for wrong in (0.01, np.nan, np.inf):
         broken = copy.deepcopy(dict(reference))
@@ -143,8 +166,12 @@ def test_a_wrong_figure_anywhere_is_not_right(work: Work, reference: Result, nam
 def test_what_is_known_can_fail(work: Work, reference: Result) -> None:
     result = copy.deepcopy(dict(reference))
     result["gap"][0, :, 0] = np.arange(len(STRENGTHS))
+    result["gap_random"][0] = np.linspace(0.0, 1.9, len(STRENGTHS))
     result["loss"][:] = 1.0
     assert Steering().known(result, work).holds
+    chance = copy.deepcopy(result)
+    chance["gap_random"] *= -1.1  # a random direction moves the words half as far
+    assert not Steering().known(chance, work).holds
     dearer = copy.deepcopy(result)
     dearer["loss"][0, UNSTEERED + 1] = 2.1
     assert not Steering().known(dearer, work).holds
@@ -155,7 +182,7 @@ def test_what_is_known_can_fail(work: Work, reference: Result) -> None:
 def test_table_and_headline(work: Work, reference: Result) -> None:
     table = Steering().table(reference, work)
     assert table["strength"].tolist() == list(STRENGTHS)
-    assert table.columns.tolist() == ["opening", "strength", "gap_first", "gap", "loss", "text"]
+    assert table.columns.tolist() == ["opening", "strength", "gap_first", "gap_random", "gap", "loss", "text"]
     assert table["text"].str.len().min() > 0
     assert table["gap_first"].tolist() == reference["gap"][0, :, 0].tolist()
     headline = Steering().headline(reference, work)
