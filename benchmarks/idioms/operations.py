@@ -100,11 +100,11 @@ def judge(case: Case, result: Any, work: int | None = None) -> Verdict:
     return Verdict("right", error, "")
 
 
-class Work(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+class Work(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Counts the floating point operations of what runs inside, whoever runs it; JAX's are not seen."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

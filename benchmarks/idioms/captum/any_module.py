@@ -12,7 +12,6 @@ from captum.attr import LayerActivation
 from torch import Tensor
 
 
-def run(model: Any, images: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Any:
     # --- operation
-    hidden: Tensor = LayerActivation(model, model.hidden).attribute(images)
-    return hidden
+    return LayerActivation(model, model.hidden).attribute(images)

@@ -13,7 +13,7 @@ from captum.attr import LayerActivation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     model.set_attn_implementation("eager")
     # --- operation
     activation = LayerActivation(lambda ids: model(ids).logits, [block.attn for block in model.transformer.h])

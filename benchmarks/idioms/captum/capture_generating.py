@@ -14,11 +14,10 @@ from captum.attr import LayerActivation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Any:
     # --- operation
     def generate(ids: Tensor) -> Tensor:
         tokens: Tensor = model.generate(ids, max_new_tokens=new_tokens, do_sample=False)
         return tokens
 
-    residuals: Tensor = LayerActivation(generate, model.model.layers[layer]).attribute(ids)
-    return residuals
+    return LayerActivation(generate, model.model.layers[layer]).attribute(ids)

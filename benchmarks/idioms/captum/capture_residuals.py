@@ -13,7 +13,7 @@ from captum.attr import LayerActivation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     activation = LayerActivation(lambda ids: model(ids).logits, list(model.model.layers))
     return torch.stack(activation.attribute(ids))

@@ -12,12 +12,11 @@ from captum.attr import LayerGradientXActivation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Any:
     # --- operation
-    def difference(ids: Tensor) -> Tensor:
+    def difference(ids: Tensor) -> Any:
         logits = model(ids).logits[:, -1]
         return logits[:, token] - logits[:, other]
 
     block = model.model.layers[layer]
-    gradient: Tensor = LayerGradientXActivation(difference, block, multiply_by_inputs=False).attribute(ids)
-    return gradient
+    return LayerGradientXActivation(difference, block, multiply_by_inputs=False).attribute(ids)

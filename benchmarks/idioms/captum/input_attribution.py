@@ -13,8 +13,7 @@ from captum.attr import LayerGradientXActivation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, token: int) -> Tensor:
+def run(model: Any, ids: Tensor, token: int) -> Any:
     # --- operation
     method = LayerGradientXActivation(lambda ids: model(ids).logits[:, -1, token], model.get_input_embeddings())
-    scores: Tensor = method.attribute(ids).sum(-1)[0]
-    return scores
+    return method.attribute(ids).sum(-1)[0]

@@ -12,12 +12,11 @@ from captum.attr import LayerActivation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Any:
     # --- operation
     def forward(ids: Tensor, mask: Tensor, positions: Tensor) -> Any:
         return model(ids, attention_mask=mask, position_ids=positions).logits
 
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     activation = LayerActivation(forward, model.model.layers[layer])
-    residual: Tensor = activation.attribute(ids, additional_forward_args=(mask, positions))
-    return residual
+    return activation.attribute(ids, additional_forward_args=(mask, positions))

@@ -14,7 +14,7 @@ from captum.attr import LayerActivation, LayerFeatureAblation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Any:
     # --- operation
     def forward(ids: Tensor) -> Any:
         return model(ids).logits.flatten(1)

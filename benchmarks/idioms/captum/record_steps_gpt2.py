@@ -15,7 +15,7 @@ from captum.attr import LayerActivation, LayerGradientXActivation
 from torch import Tensor
 
 
-def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Tensor:
+def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
 
     # --- operation

@@ -13,7 +13,6 @@ from captum.attr import LayerActivation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int) -> Any:
     # --- operation
-    residual: Tensor = LayerActivation(lambda ids: model(ids).logits, model.transformer.h[layer]).attribute(ids)
-    return residual
+    return LayerActivation(lambda ids: model(ids).logits, model.transformer.h[layer]).attribute(ids)

@@ -14,7 +14,7 @@ from captum.attr import LayerFeatureAblation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Any:
     # --- operation
     mask = (torch.arange(model.config.intermediate_size) == neuron).long().expand(1, ids.shape[1], -1)
     ablation = LayerFeatureAblation(lambda ids: model(ids).logits.flatten(1), model.model.layers[layer].mlp.down_proj)

@@ -14,7 +14,7 @@ from captum.attr import LayerFeatureAblation
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Any:
     # --- operation
     mask = (torch.arange(model.config.n_inner) == neuron).long().expand(1, ids.shape[1], -1)
     ablation = LayerFeatureAblation(lambda ids: model(ids).logits.flatten(1), model.transformer.h[layer].mlp.c_proj)

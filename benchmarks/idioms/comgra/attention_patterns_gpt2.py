@@ -19,7 +19,7 @@ from torch import Tensor
 from .reading import neurons
 
 
-def run(model: Any, ids: Tensor, folder: Path) -> Tensor:
+def run(model: Any, ids: Tensor, folder: Path) -> Any:
     model.set_attn_implementation("eager")
     recorder = ComgraRecorder(folder, "group", "trial", DecisionMakerForRecordingsFrequencyPerType(1))
     recorder.track_module("model", model)
@@ -34,4 +34,4 @@ def run(model: Any, ids: Tensor, folder: Path) -> Tensor:
     recorder.finish_iteration()
     recorder.finish_batch()
     patterns = torch.stack([neurons(folder, f"block{layer}") for layer in range(len(model.transformer.h))])
-    return patterns.unflatten(2, (model.config.num_attention_heads, -1))
+    return patterns.view(len(patterns), len(ids), model.config.num_attention_heads, -1, ids.shape[1])

@@ -17,7 +17,7 @@ from torch import Tensor
 from .reading import neurons
 
 
-def run(model: Any, ids: Tensor, layer: int, token: int, other: int, folder: Path) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, token: int, other: int, folder: Path) -> Any:
     recorder = ComgraRecorder(folder, "group", "trial", DecisionMakerForRecordingsFrequencyPerType(1))
     recorder.track_module("model", model)
     # --- operation

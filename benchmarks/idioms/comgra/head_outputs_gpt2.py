@@ -18,7 +18,7 @@ from torch import Tensor
 from .reading import neurons
 
 
-def run(model: Any, ids: Tensor, folder: Path) -> Tensor:
+def run(model: Any, ids: Tensor, folder: Path) -> Any:
     recorder = ComgraRecorder(folder, "group", "trial", DecisionMakerForRecordingsFrequencyPerType(1))
     recorder.track_module("model", model)
     # --- operation
@@ -32,4 +32,4 @@ def run(model: Any, ids: Tensor, folder: Path) -> Tensor:
     recorder.finish_iteration()
     recorder.finish_batch()
     heads = torch.stack([neurons(folder, f"block{layer}") for layer in range(len(model.transformer.h))])
-    return heads.unflatten(-1, (model.config.num_attention_heads, -1))
+    return heads.view(len(heads), *ids.shape, model.config.num_attention_heads, -1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .reading import neurons
 
 
-def run(model: Any, ids: Tensor, token: int, folder: Path) -> Tensor:
+def run(model: Any, ids: Tensor, token: int, folder: Path) -> Any:
     recorder = ComgraRecorder(folder, "group", "trial", DecisionMakerForRecordingsFrequencyPerType(1))
     recorder.track_module("model", model)
     # --- operation

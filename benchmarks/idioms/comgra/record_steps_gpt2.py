@@ -19,7 +19,7 @@ from comgra.utilities import PseudoDb
 from torch import Tensor
 
 
-def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float, folder: Path) -> Tensor:
+def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float, folder: Path) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     recorder = ComgraRecorder(folder, "group", "trial", DecisionMakerForRecordingsFrequencyPerType(1))
     recorder.track_module("model", model)

@@ -13,7 +13,7 @@ from torch import Tensor
 from crosslens.adapters import open_inspector
 
 
-def run(model: Any, images: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Any:
     # --- operation
     site = "module:hidden:output"
     with open_inspector("hooks", model) as lens:

@@ -14,7 +14,7 @@ from torch import Tensor
 from crosslens.adapters import open_inspector
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     with open_inspector("hooks", model) as lens:
         found = lens.run(ids, capture=["blocks.*.attn.z"])

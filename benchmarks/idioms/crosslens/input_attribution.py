@@ -14,7 +14,7 @@ from torch import Tensor
 from crosslens.adapters import open_inspector
 
 
-def run(model: Any, ids: Tensor, token: int) -> Tensor:
+def run(model: Any, ids: Tensor, token: int) -> Any:
     # --- operation
     with open_inspector("captum", model) as lens:
         return lens.attribute(ids, token, method="input_x_gradient").scores[0]

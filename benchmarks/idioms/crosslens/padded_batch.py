@@ -13,7 +13,7 @@ from torch import Tensor
 from crosslens.adapters import open_inspector
 
 
-def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Any:
     # --- operation
     site = f"blocks.{layer}.resid_post"
     with open_inspector("hooks", model) as lens:

@@ -13,7 +13,7 @@ from torch import Tensor
 from crosslens.adapters import open_inspector, replace
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Any:
     # --- operation
     site = f"blocks.{layer}.attn.z"
     with open_inspector("hooks", model) as lens:

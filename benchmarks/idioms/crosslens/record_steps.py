@@ -14,7 +14,7 @@ from torch import Tensor
 from crosslens.tasks import Recorder, Recording
 
 
-def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float, folder: Any) -> Tensor:
+def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float, folder: Any) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     # --- operation
     with Recorder(model, f"blocks.{layer}.resid_post", out=folder, parameters=False) as recorder:

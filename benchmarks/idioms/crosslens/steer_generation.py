@@ -13,7 +13,7 @@ from torch import Tensor
 from crosslens.adapters import add, open_inspector
 
 
-def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Any:
     # --- operation
     edit = add(f"blocks.{layer}.resid_post", vector[None, None])
     with open_inspector("hooks", model) as lens:

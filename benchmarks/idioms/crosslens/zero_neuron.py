@@ -13,7 +13,7 @@ from torch import Tensor
 from crosslens.adapters import open_inspector, zero
 
 
-def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Any:
     # --- operation
     with open_inspector("hooks", model) as lens:
         return lens.run(ids, edits=[zero(f"blocks.{layer}.mlp.post", units=[neuron])]).logits

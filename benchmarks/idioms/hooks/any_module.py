@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, images: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Any:
     # --- operation
     kept: list[Tensor] = []
     handle = model.hidden.register_forward_hook(lambda module, args, output: kept.append(output.clone()))

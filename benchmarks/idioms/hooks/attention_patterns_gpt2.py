@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     model.set_attn_implementation("eager")
     # --- operation
     kept: list[Tensor] = []

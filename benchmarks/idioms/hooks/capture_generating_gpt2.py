@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Any:
     # --- operation
     kept: list[Tensor] = []
     handle = model.transformer.h[layer].register_forward_hook(lambda module, args, output: kept.append(output.clone()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     kept: list[Tensor] = []
     blocks = model.model.layers

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Any:
     # --- operation
     kept: list[Tensor] = []
     handle = model.model.layers[layer].register_forward_hook(lambda module, args, output: kept.append(output))

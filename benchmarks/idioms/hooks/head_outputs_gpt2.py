@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     kept: list[Tensor] = []
     handles = [
@@ -23,4 +23,4 @@ def run(model: Any, ids: Tensor) -> Tensor:
         model(ids)
     for handle in handles:
         handle.remove()
-    return torch.stack(kept).unflatten(-1, (model.config.num_attention_heads, -1))
+    return torch.stack(kept).view(len(kept), *ids.shape, model.config.num_attention_heads, -1)

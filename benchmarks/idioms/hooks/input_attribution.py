@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, token: int) -> Tensor:
+def run(model: Any, ids: Tensor, token: int) -> Any:
     # --- operation
     embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
     logit = model(inputs_embeds=embeds).logits[0, -1, token]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Any:
     # --- operation
     kept: list[Tensor] = []
     handle = model.transformer.h[layer].register_forward_hook(lambda module, args, output: kept.append(output.clone()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Any:
     # --- operation
     kept: list[Tensor] = []
     projection = model.model.layers[layer].self_attn.o_proj
@@ -21,7 +21,7 @@ def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tenso
         model(source)
     handle.remove()
 
-    def patch(module: Any, args: Any) -> Tensor:
+    def patch(module: Any, args: Any) -> Any:
         heads = args[0].clone().unflatten(-1, (model.config.num_attention_heads, -1))
         heads[:, :, head] = kept[0].view_as(heads)[:, :, head]
         return heads.flatten(-2)

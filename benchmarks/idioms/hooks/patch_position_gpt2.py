@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Any:
     # --- operation
     kept: list[Tensor] = []
     block = model.transformer.h[layer]

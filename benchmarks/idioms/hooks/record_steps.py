@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Tensor:
+def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     # --- operation
     stream: list[Tensor] = []

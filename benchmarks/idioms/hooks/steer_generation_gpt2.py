@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Any:
     # --- operation
     handle = model.transformer.h[layer].register_forward_hook(lambda module, args, output: output + vector)
     tokens: Tensor = model.generate(ids, max_new_tokens=new_tokens, do_sample=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int) -> Any:
     # --- operation
     class Stop(Exception):
         pass

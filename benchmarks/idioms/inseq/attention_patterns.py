@@ -13,10 +13,9 @@ from typing import Any
 
 import inseq
 import torch
-from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, text: str) -> Tensor:
+def run(model: Any, tokenizer: Any, text: str) -> Any:
     model.set_attn_implementation("eager")
     wrapped = inseq.load_model(model, "attention", tokenizer=tokenizer, device="cpu")
     # --- operation

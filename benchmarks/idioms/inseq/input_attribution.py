@@ -12,7 +12,7 @@ import inseq
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, text: str, target: str) -> Tensor:
+def run(model: Any, tokenizer: Any, text: str, target: str) -> Any:
     wrapped = inseq.load_model(model, "input_x_gradient", tokenizer=tokenizer, device="cpu")
     # --- operation
     found = wrapped.attribute(text, text + target, attributed_fn="logit", show_progress=False)

@@ -1,6 +1,6 @@
 """Record the hidden layer of a network of one's own, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, models/nnsight-base
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, models/nnsight-base
 Serves: llama, gpt2
 """
 
@@ -13,7 +13,7 @@ from nnsight import NNsight
 from torch import Tensor
 
 
-def run(model: Any, images: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Any:
     net = NNsight(model)
     # --- operation
     with torch.no_grad(), net.trace(images):

@@ -1,6 +1,7 @@
 """Record the attention of every block, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, patterns/attention-patterns, "All layers in one trace"
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, patterns/attention-patterns, "All layers in one
+trace"
 Serves: gpt2
 """
 
@@ -13,7 +14,7 @@ from nnsight import TransformersModel, save
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     model.set_attn_implementation("eager")
     # --- operation

@@ -1,6 +1,6 @@
 """Record a residual stream while tokens are generated, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, usage/iter, "Canonical pattern"
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, usage/iter, "Canonical pattern"
 Serves: gpt2
 """
 
@@ -13,7 +13,7 @@ from nnsight import TransformersModel, save
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, new_tokens: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, new_tokens: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with lm.generate(ids, max_new_tokens=new_tokens, do_sample=False) as tracer:

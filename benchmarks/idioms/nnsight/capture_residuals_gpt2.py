@@ -1,6 +1,6 @@
 """Record the residual stream behind every block, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, usage/save and usage/access-and-modify
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, usage/save and usage/access-and-modify
 Serves: gpt2
 """
 
@@ -13,7 +13,7 @@ from nnsight import TransformersModel, save
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with torch.no_grad(), lm.trace(ids):

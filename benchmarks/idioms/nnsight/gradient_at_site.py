@@ -1,6 +1,7 @@
 """Differentiate a logit difference at a residual stream, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, usage/backward-and-grad and patterns/attribution-patching
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, usage/backward-and-grad and
+patterns/attribution-patching
 Serves: llama
 """
 
@@ -12,7 +13,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, token: int, other: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, token: int, other: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with lm.trace(ids):

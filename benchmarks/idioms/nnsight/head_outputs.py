@@ -1,6 +1,6 @@
 """Record what each head gives, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, patterns/per-head-attention
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, patterns/per-head-attention
 Serves: llama
 """
 
@@ -13,11 +13,11 @@ from nnsight import TransformersModel, save
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with torch.no_grad(), lm.trace(ids):
         heads = save([])
         for block in lm.model.layers:
             heads.append(block.self_attn.o_proj.input)
-    return torch.stack(heads).unflatten(-1, (model.config.num_attention_heads, -1))
+    return torch.stack(heads).view(len(heads), *ids.shape, model.config.num_attention_heads, -1)

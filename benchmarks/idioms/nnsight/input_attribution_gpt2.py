@@ -1,6 +1,6 @@
 """Embedding times gradient, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, patterns/gradient-based-attribution
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, patterns/gradient-based-attribution
 Serves: gpt2
 """
 
@@ -12,7 +12,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, token: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, token: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with lm.trace(ids):

@@ -1,6 +1,6 @@
 """Record a residual stream of a padded batch, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, usage/invoke-and-batching
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, usage/invoke-and-batching
 Serves: llama
 """
 
@@ -13,7 +13,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, texts: list[str], layer: int) -> Tensor:
+def run(model: Any, tokenizer: Any, texts: list[str], layer: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with torch.no_grad(), lm.trace(texts):

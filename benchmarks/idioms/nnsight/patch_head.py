@@ -1,6 +1,7 @@
 """Patch what one head gives, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, patterns/per-head-attention and patterns/activation-patching
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, patterns/per-head-attention and
+patterns/activation-patching
 Serves: llama
 """
 
@@ -13,7 +14,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     size = model.config.hidden_size // model.config.num_attention_heads

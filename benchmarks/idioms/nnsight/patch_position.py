@@ -1,6 +1,6 @@
 """Patch the residual stream at one position, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, patterns/activation-patching
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, patterns/activation-patching
 Serves: llama
 """
 
@@ -13,7 +13,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with torch.no_grad(), lm.trace(source):

@@ -1,6 +1,7 @@
 """Record two kinds of training steps, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, usage/backward-and-grad and usage/conditionals-and-loops
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, usage/backward-and-grad and
+usage/conditionals-and-loops
 Serves: gpt2
 Note: It has no recorder: the figures, the kinds and the loop are the user's.
 """
@@ -14,7 +15,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Tensor:
+def run(model: Any, tokenizer: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     # --- operation

@@ -1,6 +1,6 @@
 """Steer a generation, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, patterns/steering and usage/iter
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, patterns/steering and usage/iter
 Serves: gpt2
 """
 
@@ -12,7 +12,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with lm.generate(ids, max_new_tokens=new_tokens, do_sample=False) as tracer:

@@ -1,6 +1,6 @@
 """Record a residual stream and run no further, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, usage/stop-and-early-exit
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, usage/stop-and-early-exit
 Serves: gpt2
 """
 
@@ -13,7 +13,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with torch.no_grad(), lm.trace(ids) as tracer:

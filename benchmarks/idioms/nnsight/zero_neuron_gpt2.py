@@ -1,6 +1,6 @@
 """Zero one neuron, with nnsight.
 
-Documentation: https://nnsight.net/documentation/, patterns/ablation
+Documentation: https://github.com/ndif-team/nnsight/tree/main/docs, patterns/ablation
 Serves: gpt2
 """
 
@@ -13,7 +13,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, neuron: int) -> Any:
     lm = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     # --- operation
     with torch.no_grad(), lm.trace(ids):

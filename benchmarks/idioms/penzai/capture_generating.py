@@ -20,7 +20,7 @@ from torch import Tensor
 from .converted import convert, named, tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Any:
     lm = convert(model)
     # --- operation
     block = pz.select(lm).at_instances_of(model_parts.TransformerBlock).pick_nth_selected(layer)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .converted import convert, named, tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Any:
     lm = convert(model)
 
     # --- operation

@@ -16,7 +16,7 @@ from torch import Tensor
 from .converted import convert, named, tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     lm = convert(model)
 
     # --- operation

@@ -18,7 +18,7 @@ from torch import Tensor
 from .converted import convert, named, tensor
 
 
-def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Any:
     lm = convert(model)
     # --- operation
     positions = torch.where(mask.bool(), mask.cumsum(-1) - 1, -1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .converted import convert, named, tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Any:
     lm = convert(model)
 
     # --- operation

@@ -1,6 +1,6 @@
 """Record two kinds of training steps, with penzai.
 
-Documentation: https://penzai.readthedocs.io/en/stable/, notebooks/how_to_think_in_penzai.html, "Training"
+Documentation: https://penzai.readthedocs.io/en/stable/, notebooks/how_to_think_in_penzai.html; pz.unbind_params
 Serves: llama
 Note: It has no recorder: the figures, the kinds and the loop are the user's, and so are the loss and the update, in
 JAX.
@@ -20,7 +20,7 @@ from torch import Tensor
 from .converted import convert, named
 
 
-def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Tensor:
+def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Any:
     lm = convert(model)
 
     # --- operation

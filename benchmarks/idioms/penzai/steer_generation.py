@@ -22,7 +22,7 @@ from torch import Tensor
 from .converted import convert, named, tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Any:
     lm = convert(model)
 
     # --- operation

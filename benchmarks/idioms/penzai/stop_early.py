@@ -16,7 +16,7 @@ from torch import Tensor
 from .converted import convert, named, tensor
 
 
-def run(model: Any, ids: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int) -> Any:
     lm = convert(model)
     # --- operation
     blocks = pz.select(lm).at_instances_of(model_parts.TransformerBlock)

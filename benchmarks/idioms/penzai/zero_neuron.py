@@ -16,7 +16,7 @@ from torch import Tensor
 from .converted import convert, named, tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Any:
     lm = convert(model)
 
     # --- operation

@@ -1,6 +1,6 @@
 """Record the hidden layer of a network of one's own, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, README, "component" as a path
+Documentation: https://stanfordnlp.github.io/pyvene/, "Wrap, intervene, and share"
 Serves: llama, gpt2
 Note: The network must have an attribute config.
 """
@@ -13,10 +13,9 @@ import pyvene as pv
 from torch import Tensor
 
 
-def run(model: Any, images: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Any:
     model.config = None
     # --- operation
     site = {"component": "hidden.output", "intervention": pv.CollectIntervention()}
     (_, (hidden,)), _ = pv.IntervenableModel(site, model=model)({"images": images})
-    found: Tensor = hidden
-    return found
+    return hidden

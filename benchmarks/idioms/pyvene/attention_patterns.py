@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     model.set_attn_implementation("eager")
     # --- operation
     heads = list(range(model.config.num_attention_heads))
     sites = [
-        {"layer": layer, "component": "attention_weight", "unit": "h", "intervention_type": pv.CollectIntervention}
+        {"layer": layer, "component": "attention_weight", "intervention_type": pv.CollectIntervention}
         for layer in range(model.config.num_hidden_layers)
     ]
     intervenable = pv.IntervenableModel(sites, model=model)

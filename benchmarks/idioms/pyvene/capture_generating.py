@@ -1,7 +1,7 @@
 """Record a residual stream while tokens are generated, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, tutorial "Intervened Model Generation"; tutorial pyvene_101,
-"Getting Activations"
+Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "LMs Generation"; tutorial pyvene_101,
+"Activation Collection with Intervention"
 Serves: llama, gpt2
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, new_tokens: int) -> Any:
     # --- operation
     site = {"layer": layer, "component": "block_output", "intervention": pv.CollectIntervention()}
     (_, residuals), _ = pv.IntervenableModel(site, model=model).generate(

@@ -1,6 +1,6 @@
 """Record the residual stream behind every block, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Getting Activations"
+Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Activation Collection with Intervention"
 Serves: llama, gpt2
 Note: With the intervention's class, as there, rather than an instance, several positions end in an error or in the
 features of the first alone.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     sites = [
         {"layer": layer, "component": "block_output", "intervention": pv.CollectIntervention()}

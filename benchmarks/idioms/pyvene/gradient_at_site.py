@@ -1,6 +1,6 @@
 """Differentiate a logit difference at a residual stream, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, README, "intervention" as a function
+Documentation: https://stanfordnlp.github.io/pyvene/, "Wrap, intervene, and share"
 Serves: llama, gpt2
 Note: What it collects is off the graph; the gradient is that of a zero that is added.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Any:
     # --- operation
     change = torch.zeros(*ids.shape, model.config.hidden_size, requires_grad=True)
     site = {"layer": layer, "component": "block_output", "intervention": lambda base, source: base + change}

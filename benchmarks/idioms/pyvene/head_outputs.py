@@ -1,6 +1,6 @@
 """Record what each head gives, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Getting Activations"
+Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Activation Collection with Intervention"
 Serves: llama, gpt2
 """
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     sites = [
         {"layer": layer, "component": "attention_value_output", "intervention": pv.CollectIntervention()}
         for layer in range(model.config.num_hidden_layers)
     ]
     (_, heads), _ = pv.IntervenableModel(sites, model=model)({"input_ids": ids})
-    return torch.stack(heads).unflatten(-1, (model.config.num_attention_heads, -1))
+    return torch.stack(heads).view(len(heads), *ids.shape, model.config.num_attention_heads, -1)

@@ -1,6 +1,6 @@
 """Embedding times gradient, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, README, "intervention" as a function
+Documentation: https://stanfordnlp.github.io/pyvene/, "Wrap, intervene, and share"
 Serves: llama
 Note: It has no method of attribution; the gradient is that of a one that is multiplied with.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, token: int) -> Tensor:
+def run(model: Any, ids: Tensor, token: int) -> Any:
     # --- operation
     scale = torch.ones(*ids.shape, model.config.hidden_size, requires_grad=True)
     site = {"component": "model.embed_tokens.output", "intervention": lambda base, source: base * scale}

@@ -1,6 +1,6 @@
 """Record a residual stream of a padded batch, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Getting Activations"
+Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Activation Collection with Intervention"
 Serves: llama, gpt2
 """
 
@@ -12,11 +12,10 @@ import pyvene as pv
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Any:
     # --- operation
     site = {"layer": layer, "component": "block_output", "intervention": pv.CollectIntervention()}
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     base = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     (_, (residual,)), _ = pv.IntervenableModel(site, model=model)(base)
-    found: Tensor = residual
-    return found
+    return residual

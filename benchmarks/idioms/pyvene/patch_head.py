@@ -1,6 +1,7 @@
 """Patch what one head gives, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Intervene on Attention Head"
+Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "Interchange Interventions"; tutorial
+"IOI_Replication", for the component
 Serves: llama, gpt2
 """
 
@@ -12,10 +13,9 @@ import pyvene as pv
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Any:
     # --- operation
     site = {"layer": layer, "component": "head_attention_value_output", "unit": "h"}
     intervenable = pv.IntervenableModel(site, model=model)
     _, output = intervenable({"input_ids": ids}, [{"input_ids": source}], {"sources->base": head})
-    logits: Tensor = output.logits
-    return logits
+    return output.logits

@@ -12,9 +12,8 @@ import pyvene as pv
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Any:
     # --- operation
     intervenable = pv.IntervenableModel({"layer": layer, "component": "block_output"}, model=model)
     _, output = intervenable({"input_ids": ids}, [{"input_ids": source}], {"sources->base": position})
-    logits: Tensor = output.logits
-    return logits
+    return output.logits

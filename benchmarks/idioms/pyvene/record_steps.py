@@ -1,6 +1,6 @@
 """Record two kinds of training steps, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, README, "intervention" as a function;
+Documentation: https://stanfordnlp.github.io/pyvene/, "Wrap, intervene, and share";
 IntervenableModel.enable_model_gradients
 Serves: llama, gpt2
 Note: It has no recorder: the figures, the kinds and the loop are the user's. What a function is shown is off the
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 
-def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Tensor:
+def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Any:
     # --- operation
     stream: list[Tensor] = []
 

@@ -1,6 +1,6 @@
 """Steer a generation, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, tutorial "Intervened Model Generation"
+Documentation: https://stanfordnlp.github.io/pyvene/, tutorial pyvene_101, "LMs Generation"
 Serves: llama, gpt2
 """
 
@@ -12,7 +12,7 @@ import pyvene as pv
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Any:
     # --- operation
     steering = pv.AdditionIntervention(source_representation=vector)
     intervenable = pv.IntervenableModel(
@@ -21,5 +21,4 @@ def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) ->
     _, tokens = intervenable.generate(
         {"input_ids": ids}, unit_locations=None, intervene_on_prompt=True, max_new_tokens=new_tokens, do_sample=False
     )
-    found: Tensor = tokens
-    return found
+    return tokens

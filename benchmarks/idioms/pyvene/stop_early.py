@@ -1,6 +1,6 @@
 """Record a residual stream and run no further, with pyvene.
 
-Documentation: https://stanfordnlp.github.io/pyvene/, README, "intervention" as a function
+Documentation: https://stanfordnlp.github.io/pyvene/, "Wrap, intervene, and share"
 Serves: llama, gpt2
 Note: It has no way to stop; an exception out of the function ends the forward.
 """
@@ -14,7 +14,7 @@ import pyvene as pv
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int) -> Any:
     # --- operation
     class Stop(Exception):
         pass

@@ -15,10 +15,9 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, images: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Any:
     # --- operation
     with torch.no_grad(), HookSession(model) as session:
         captured = session.capture(Target("hidden", "activation", -1, tuple(range(model.hidden.out_features))))
         model(images)
-    hidden: Tensor = captured.values[0]
-    return hidden
+    return captured.values[0]

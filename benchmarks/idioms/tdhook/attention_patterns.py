@@ -15,7 +15,7 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     model.set_attn_implementation("eager")
     # --- operation
     heads = tuple(range(model.config.num_attention_heads))

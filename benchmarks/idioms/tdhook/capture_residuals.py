@@ -15,7 +15,7 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     units = tuple(range(model.config.hidden_size))
     targets = [

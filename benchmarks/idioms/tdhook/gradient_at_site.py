@@ -13,12 +13,11 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Any:
     # --- operation
     target = Target(f"model.layers.{layer}", "gradient", -1, tuple(range(model.config.hidden_size)))
     with HookSession(model) as session:
         captured = session.capture(target)
         logits = model(ids).logits[0, -1]
         (logits[token] - logits[other]).backward()
-    gradient: Tensor = captured.values[0]
-    return gradient
+    return captured.values[0]

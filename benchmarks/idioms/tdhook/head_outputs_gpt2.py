@@ -15,7 +15,7 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     units = tuple(range(model.config.hidden_size))
     targets = [
@@ -26,4 +26,4 @@ def run(model: Any, ids: Tensor) -> Tensor:
         captured = [session.capture(target, direction="fwd_pre") for target in targets]
         model(ids)
     heads = torch.stack([each.values[0] for each in captured])
-    return heads.unflatten(-1, (model.config.num_attention_heads, -1))
+    return heads.view(len(heads), *ids.shape, model.config.num_attention_heads, -1)

@@ -1,7 +1,7 @@
 """Embedding times gradient, with tdhook.
 
-Documentation: https://tdhook.readthedocs.io/en/latest/methods.html, Saliency, and the notebook "Integrated
-Gradients" for its use
+Documentation: https://tdhook.readthedocs.io/en/latest/start.html, for methods of attribution;
+tdhook.attribution.Saliency
 Serves: llama, gpt2
 """
 
@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, token: int) -> Tensor:
+def run(model: Any, ids: Tensor, token: int) -> Any:
     def logits(embeds: Tensor) -> Any:
         return model(inputs_embeds=embeds).logits
 
@@ -27,5 +27,4 @@ def run(model: Any, ids: Tensor, token: int) -> Tensor:
     method = Saliency(init_attr_targets=target, multiply_by_inputs=True)
     with method.prepare(TensorDictModule(logits, ["embeds"], ["logits"]), ["embeds"], ["logits"]) as hooked:
         found = hooked(TensorDict(embeds=embeds, batch_size=[1]))
-    scores: Tensor = found["attr", "embeds"].sum(-1)[0]
-    return scores
+    return found["attr", "embeds"].sum(-1)[0]

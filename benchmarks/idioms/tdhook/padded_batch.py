@@ -15,12 +15,11 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Any:
     # --- operation
     target = Target(f"model.layers.{layer}", "activation", -1, tuple(range(model.config.hidden_size)))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad(), HookSession(model) as session:
         captured = session.capture(target)
         model(ids, attention_mask=mask, position_ids=positions)
-    residual: Tensor = captured.values[0]
-    return residual
+    return captured.values[0]

@@ -15,7 +15,7 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Any:
     # --- operation
     size = model.config.hidden_size // model.config.num_attention_heads
     units = tuple(range(head * size, (head + 1) * size))

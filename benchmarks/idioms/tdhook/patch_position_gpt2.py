@@ -15,7 +15,7 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Any:
     # --- operation
     target = Target(f"transformer.h.{layer}", "activation", 1, (position,))
     with torch.no_grad(), HookSession(model) as session:

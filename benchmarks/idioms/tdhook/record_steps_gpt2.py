@@ -16,7 +16,7 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Tensor:
+def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     # --- operation
     units = tuple(range(model.config.hidden_size))

@@ -14,7 +14,7 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Any:
     # --- operation
     target = Target(f"transformer.h.{layer}", "activation", -1, tuple(range(model.config.hidden_size)))
     with HookSession(model) as session:

@@ -14,10 +14,9 @@ from tdhook.session import HookSession
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int) -> Any:
     # --- operation
     with torch.no_grad(), HookSession(model) as session:
         stopped = session.stop(f"model.layers.{layer}")
         model(ids)
-    residual: Tensor = stopped.output
-    return residual
+    return stopped.output

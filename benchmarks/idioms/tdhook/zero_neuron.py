@@ -15,7 +15,7 @@ from tdhook.targets import Target
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Any:
     # --- operation
     target = Target(f"model.layers.{layer}.mlp.down_proj", "activation", -1, (neuron,), output_path=(0,))
     with torch.no_grad(), HookSession(model) as session:

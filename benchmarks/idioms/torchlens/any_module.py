@@ -12,7 +12,6 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, images: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Any:
     # --- operation
-    hidden: Tensor = tl.trace(model, images)["hidden"].out
-    return hidden
+    return tl.trace(model, images)["hidden"].out

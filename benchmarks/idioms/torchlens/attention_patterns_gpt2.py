@@ -13,7 +13,7 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     model.set_attn_implementation("eager")
     # --- operation
     log = tl.trace(model, ids, {"use_cache": False})

@@ -13,7 +13,7 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor) -> Tensor:
+def run(model: Any, ids: Tensor) -> Any:
     # --- operation
     log = tl.trace(model, ids, {"use_cache": False})
     paths = [f"model.layers.{layer}" for layer in range(model.config.num_hidden_layers)]

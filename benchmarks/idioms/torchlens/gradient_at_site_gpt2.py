@@ -12,12 +12,11 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, token: int, other: int) -> Any:
     # --- operation
     path = f"transformer.h.{layer}"
     capture = tl.options.CaptureOptions(save_grads=tl.module(path))
     log = tl.trace(model, ids, {"use_cache": False}, capture=capture)
     logits = log[log.output_layers[0]].out[0, -1]
     log.log_backward(logits[token] - logits[other])
-    gradient: Tensor = log[path].grad
-    return gradient
+    return log[path].grad

@@ -12,7 +12,7 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, token: int) -> Tensor:
+def run(model: Any, ids: Tensor, token: int) -> Any:
     # --- operation
     path = "transformer.wte"
     capture = tl.options.CaptureOptions(save_grads=tl.module(path))

@@ -12,9 +12,8 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, mask: Tensor, layer: int) -> Any:
     # --- operation
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     options = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
-    residual: Tensor = tl.trace(model, ids, options)[f"transformer.h.{layer}"].out
-    return residual
+    return tl.trace(model, ids, options)[f"transformer.h.{layer}"].out

@@ -12,7 +12,7 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Any:
     # --- operation
     attention = tl.in_module(f"transformer.h.{layer}.attn") & tl.func("scaled_dot_product_attention")
     log = tl.trace(model, source, {"use_cache": False}, save=attention)
@@ -24,5 +24,4 @@ def run(model: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tenso
         return act
 
     log = tl.trace(model, ids, {"use_cache": False}, intervene=tl.when(attention, patch))
-    logits: Tensor = log[log.output_layers[0]].out
-    return logits
+    return log[log.output_layers[0]].out

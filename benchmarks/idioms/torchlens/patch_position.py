@@ -12,7 +12,7 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Any:
     # --- operation
     path = f"model.layers.{layer}"
     value = tl.trace(model, source, {"use_cache": False}, save=tl.module(path))[path].out
@@ -23,5 +23,4 @@ def run(model: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> T
         return act
 
     log = tl.trace(model, ids, {"use_cache": False}, intervene=tl.when(tl.module(path), patch))
-    logits: Tensor = log[log.output_layers[0]].out
-    return logits
+    return log[log.output_layers[0]].out

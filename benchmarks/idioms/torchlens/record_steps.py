@@ -15,7 +15,7 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Tensor:
+def run(model: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     # --- operation
     path = f"model.layers.{layer}"

@@ -12,9 +12,8 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Any:
     # --- operation
     steer = tl.when(tl.module(f"owner.transformer.h.{layer}"), tl.steer(vector, 1.0, feature_axis=-1))
     log = tl.trace(model.generate, ids, {"max_new_tokens": new_tokens, "do_sample": False}, intervene=steer)
-    tokens: Tensor = log[log.output_layers[0]].out
-    return tokens
+    return log[log.output_layers[0]].out

@@ -13,9 +13,8 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int) -> Any:
     # --- operation
     save, halt = tl.module(f"model.layers.{layer}"), tl.in_module(f"model.layers.{layer + 1}")
     recorded = tl.record(model, ids, {"use_cache": False}, save=save, halt=halt)
-    residual: Tensor = next(iter(recorded)).ram_payload
-    return residual
+    return next(iter(recorded)).ram_payload

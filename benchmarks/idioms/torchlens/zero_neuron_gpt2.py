@@ -12,7 +12,7 @@ import torchlens as tl
 from torch import Tensor
 
 
-def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Any:
     # --- operation
     def ablate(act: Tensor, *, hook: Any) -> Tensor:
         act = act.clone()
@@ -21,5 +21,4 @@ def run(model: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
 
     neurons = tl.module(f"transformer.h.{layer}.mlp.act")
     log = tl.trace(model, ids, {"use_cache": False}, intervene=tl.when(neurons, ablate))
-    logits: Tensor = log[log.output_layers[0]].out
-    return logits
+    return log[log.output_layers[0]].out

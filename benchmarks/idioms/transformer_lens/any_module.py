@@ -14,9 +14,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, images: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, device="cpu")
     # --- operation
     _, cache = bridge.run_with_cache(images)
-    hidden: Tensor = cache["hidden.hook_out"]
-    return hidden
+    return cache["hidden.hook_out"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
     # --- operation
     _, cache = bridge.run_with_cache(ids, names_filter=lambda name: name.endswith("hook_pattern"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, new_tokens: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, new_tokens: int) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
     # --- operation
     kept: list[Tensor] = []

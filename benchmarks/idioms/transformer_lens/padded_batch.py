@@ -13,10 +13,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, mask: Tensor, layer: int) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
     # --- operation
     name = f"blocks.{layer}.hook_resid_post"
     _, cache = bridge.run_with_cache(ids, attention_mask=mask, names_filter=name)
-    resid: Tensor = cache[name]
-    return resid
+    return cache[name]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, head: int) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
     # --- operation
     name = f"blocks.{layer}.attn.hook_z"
@@ -23,5 +23,4 @@ def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, hea
         z[:, :, head] = cache[name][:, :, head]
         return z
 
-    logits: Tensor = bridge.run_with_hooks(ids, fwd_hooks=[(name, patch)])
-    return logits
+    return bridge.run_with_hooks(ids, fwd_hooks=[(name, patch)])

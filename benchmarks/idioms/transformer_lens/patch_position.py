@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, position: int) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
     # --- operation
     name = f"blocks.{layer}.hook_resid_post"
@@ -22,5 +22,4 @@ def run(model: Any, tokenizer: Any, ids: Tensor, source: Tensor, layer: int, pos
         resid[:, position] = cache[name][:, position]
         return resid
 
-    logits: Tensor = bridge.run_with_hooks(ids, fwd_hooks=[(name, patch)])
-    return logits
+    return bridge.run_with_hooks(ids, fwd_hooks=[(name, patch)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Tensor:
+def run(model: Any, tokenizer: Any, batches: list[tuple[str, Tensor]], layer: int, learning_rate: float) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
     optimizer = torch.optim.SGD(bridge.parameters(), lr=learning_rate)
     # --- operation

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, vector: Tensor, new_tokens: int) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
     # --- operation
     with bridge.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", lambda resid, hook: resid + vector)]):

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
     # --- operation
-    resid: Tensor = bridge(ids, stop_at_layer=layer + 1)
-    return resid
+    return bridge(ids, stop_at_layer=layer + 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, neuron: int) -> Tensor:
+def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, neuron: int) -> Any:
     bridge = TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer, device="cpu")
 
     # --- operation
@@ -21,5 +21,4 @@ def run(model: Any, tokenizer: Any, ids: Tensor, layer: int, neuron: int) -> Ten
         post[..., neuron] = 0
         return post
 
-    logits: Tensor = bridge.run_with_hooks(ids, fwd_hooks=[(f"blocks.{layer}.mlp.hook_post", ablate)])
-    return logits
+    return bridge.run_with_hooks(ids, fwd_hooks=[(f"blocks.{layer}.mlp.hook_post", ablate)])
