@@ -73,7 +73,7 @@ def plot_power(
         ax = pyplot.subplots()[1]
     ticks = sorted(rows[along].unique().tolist())
     for i, way in enumerate(ways):
-        found = [interval(rows.loc[(rows["way"] == way) & (rows[along] == tick), figure]) for tick in ticks]
+        found = [interval(rows.loc[(rows["way"] == way) & (rows[along] == tick), figure].tolist()) for tick in ticks]
         mean, low, high = np.clip(np.array(found).T, 0.0, 1.0)
         place = np.arange(len(ticks)) + (i - (len(ways) - 1) / 2) * 0.07
         number = list(WAYS).index(way) if way in WAYS else i

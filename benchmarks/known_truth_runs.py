@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -145,14 +145,12 @@ class Training:
                 ids = torch.tensor(self._tokenizer(texts[at : at + STEP_TEXTS])["input_ids"])
                 sick = block is not None and category == "sick"
                 edits = plant(kind, site, size) if sick else []
-                gradients = self.lens.gradients(
-                    ids, SITES, lambda logits, ids=ids: next_token_loss(logits, ids), edits=edits
-                )
+                gradients = self.lens.gradients(ids, SITES, partial(next_token_loss, ids=ids), edits=edits)
                 for place in self.places:
                     vectors[place].append(gradients[place].flatten(2).mean((0, 1), dtype=torch.float64).numpy())
                 with recorder.step(category), fault(block, kind, size) if sick and block else nullcontext():
                     optimizer.zero_grad()
-                    next_token_loss(self.model(ids).logits, ids).backward()
+                    torch.autograd.backward(next_token_loss(self.model(ids).logits, ids))
                     optimizer.step()
                 categories.append(category)
             yield self._observed(recorder, vectors, categories)
@@ -161,13 +159,13 @@ class Training:
         found = recorder.contrasts(permutations=self.permutations, seed=self.seed)
         table = recorder.table(["gradient"])
         wide = table.pivot_table(index="step", columns=["site", "kpi"], values="value", sort=True)
-        stacked = {place: np.stack(vectors[place]) for place in self.places}
+        stacked: dict[Any, Any] = {place: np.stack(vectors[place]) for place in self.places}
         directions = direction_tests(stacked, categories, permutations=self.permutations, seed=self.seed)
         return Observed(
             self.places,
             found[found["kind"] == "gradient"].reset_index(drop=True),
             directions,
-            [(str(site), str(kpi)) for site, kpi in wide.columns],
+            cast(list[tuple[str, str]], wide.columns.tolist()),
             wide.to_numpy(dtype=np.float64),
             stacked,
             np.array(categories) == "sick",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,7 @@ def as_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def interval(by_seed: Sequence[float] | pd.Series) -> tuple[float, float, float]:
+def interval(by_seed: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and its 95 % interval by Student's t; the seed is the unit."""
     values = np.asarray(by_seed, dtype=np.float64)
     half = (
@@ -58,7 +58,7 @@ def averages(table: pd.DataFrame) -> pd.DataFrame:
                     continue
                 found = (group[name].mean(), *wilson(int(group[name].sum()), len(group)))
             else:
-                found = interval(group[name])
+                found = interval(group[name].tolist())
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -76,7 +76,7 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
     means = planted.groupby(["way", "n", "seed"], sort=False)[list(FIGURES)].mean()
     rows = []
     for (way, n), group in means.groupby(["way", "n"], sort=False):
-        rows.append({"way": way, "n": n, **{name: _shown(interval(group[name])) for name in FIGURES}})
+        rows.append({"way": way, "n": n, **{name: _shown(interval(group[name].tolist())) for name in FIGURES}})
     return pd.DataFrame(rows)
 
 
@@ -84,7 +84,8 @@ def calibration(table: pd.DataFrame) -> pd.DataFrame:
     """One row a way: share of the runs without a difference in which it declares one, by pass and count."""
     found: dict[str, dict[str, str]] = {way: {"way": way} for way in WAYS}
     nulls = table[table["kind"].isin(NULLS)]
-    for (kind, n, way), group in nulls.groupby(["kind", "n", "way"], sort=False):
+    for key, group in nulls.groupby(["kind", "n", "way"], sort=False):
+        kind, n, way = cast(tuple[str, int, str], key)
         hits = int(group["false"].sum())
         low, high = wilson(hits, len(group))
         found[way][f"{kind}, n {n}"] = f"{hits / len(group):.3f} ({low:.3f} to {high:.3f})"
@@ -95,15 +96,15 @@ def power(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     """One row a way: mean power by size and count."""
     part = table[table["kind"] == kind]
     wide = part.pivot_table(index="way", columns=["size", "n"], values="power", sort=False)
-    wide.columns = [f"{size:g}, n {n}" for size, n in wide.columns]
-    return wide.map("{:.2f}".format).reset_index()
+    wide.columns = pd.Index([f"{size:g}, n {n}" for size, n in cast(Iterable[tuple[float, int]], wide.columns)])
+    return pd.DataFrame(wide.map("{:.2f}".format).reset_index())
 
 
 def by_kind(table: pd.DataFrame, figure: str) -> pd.DataFrame:
     """One row a way: a figure by kind, over all sizes, at the largest count."""
     part = table[~table["kind"].isin(NULLS) & (table["n"] == table["n"].max())]
     wide = part.pivot_table(index="way", columns="kind", values=figure, sort=False)
-    return wide.map("{:.2f}".format).rename_axis(columns=None).reset_index()
+    return pd.DataFrame(wide.map("{:.2f}".format).rename_axis(columns=None).reset_index())
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
@@ -112,10 +113,10 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     wide = planted.groupby(["way", "kind", "n", "seed"], sort=False)[list(COMPARED)].mean()
     rows = []
     for way in OTHERS:
-        gap = wide.loc[OURS] - wide.loc[way]
+        gap = pd.DataFrame(wide.xs(OURS)) - pd.DataFrame(wide.xs(way))
         for (kind, n), group in gap.groupby(["kind", "n"], sort=False):
             for figure in COMPARED:
-                mean, low, high = interval(group[figure])
+                mean, low, high = interval(group[figure].tolist())
                 rows.append(
                     {
                         "way": way,

@@ -131,7 +131,7 @@ class Planted(Task):
     def score(self, result: Result, reference: Result, work: Work, dtype: str) -> Score:
         """Errors are relative to the scale of each (site, figure); the effect is how far the planted site moved."""
         scale = _scale(reference["well"], reference["sick"])
-        scales = {"well": scale, "sick": scale, "moved": np.float64(1.0)}
+        scales: dict[str, Any] = {"well": scale, "sick": scale, "moved": 1.0}
         at = work.sites.index(work.planted)
         return judged(result, reference, scales, dtype, ranking="moved", effect=float(reference["moved"][at]))
 
@@ -181,7 +181,7 @@ def _middle(work: Work) -> dict[str, Tensor]:
 
 def _scale(well: Array, sick: Array) -> Array:
     """(site, figure): what rounding scales with; of a mean, which cancels, the mean size of what is summed."""
-    largest = np.maximum(np.abs(well), np.abs(sick)).max(axis=0)
+    largest: Array = np.maximum(np.abs(well), np.abs(sick)).max(axis=0)
     return largest[:, [FIGURES.index("abs_mean" if name == "mean" else name) for name in FIGURES]]
 
 
