@@ -86,7 +86,7 @@ def list_tasks(as_json: bool) -> None:
             "categories": task.categories,
             "source": task.source,
             "data": task.data,
-            "needs": list(task.needs),
+            "needs": [*task.needs, *filter(None, [" | ".join(" + ".join(way) for way in task.needs_any)])],
             "models": dict(task.models),
             "least_effect": task.least_effect,
         }

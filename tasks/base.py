@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from crosslens.adapters import Inspector
+from crosslens.adapters.capabilities import Support
 
 Size = Literal["smoke", "default", "full"]
 Result = Mapping[str, NDArray[np.float64]]
@@ -81,12 +82,19 @@ class Task(ABC):
     """What it runs on: version, origin, licence."""
     needs: ClassVar[tuple[str, ...]]
     """Capabilities that a backend must support to run it."""
+    needs_any: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Ways to do what remains, each a set of capabilities; a backend must support one whole, where there are any."""
     models: ClassVar[Mapping[Size, str]] = MappingProxyType({})
     """Size -> the model that it runs on, in place of those that a run asks for; empty: any language model."""
     known_on: ClassVar[tuple[str, ...]] = ("smollm2-135m",)
     """Models of which `known` speaks."""
     least_effect: ClassVar[float] = 10.0
     """Where the reference effect is smaller, in units of its noise, nobody could tell right from wrong: vacuous."""
+
+    def lacks(self, states: Mapping[str, Support]) -> list[str]:
+        """Capabilities that a backend with these states lacks to run this; of `needs_any`, those of the nearest way."""
+        ways = [[need for need in way if not states[need]] for way in self.needs_any]
+        return [need for need in self.needs if not states[need]] + min(ways, key=len, default=[])
 
     @abstractmethod
     def prepare(self, model: nn.Module, tokenizer: Any, *, size: Size) -> Any:

@@ -17,10 +17,14 @@ from .ioi import IOI
 from .lens import Lens
 from .planted import Planted
 from .probe import Probe
+from .saliency import Saliency
 from .steering import Steering
 
 _TASKS: Mapping[str, type[Task]] = MappingProxyType(
-    {task.name: task for task in (IOI, Characters, Induction, Agreement, Lens, Steering, Probe, Generation, Planted)}
+    {
+        task.name: task
+        for task in (IOI, Characters, Induction, Agreement, Lens, Steering, Saliency, Probe, Generation, Planted)
+    }
 )
 
 
