@@ -11,7 +11,7 @@ import torch
 from crosslens.adapters import Edit, SiteError
 from crosslens.adapters.hooks import HooksInspector
 from crosslens.adapters.inputs import Inputs
-from crosslens.adapters.plan import Location, Plan, Probe, StopForward, View
+from crosslens.adapters.plan import Location, Plan, Point, Probe, StopForward, View
 from crosslens.adapters.sites import Site
 
 
@@ -21,8 +21,9 @@ class OtherLayer(HooksInspector):
     def _locate(self, site: Site) -> Location:
         location = super()._locate(site)
         if site.layer:
-            path, side = location.key  # type: ignore[misc]
-            location = dataclasses.replace(location, key=(path.replace(f".{site.layer}", f".{site.layer - 1}"), side))
+            assert isinstance(location.key, Point)
+            path = location.key.path.replace(f".{site.layer}", f".{site.layer - 1}")
+            location = dataclasses.replace(location, key=Point(path, location.key.side))
         return location
 
 
@@ -47,6 +48,22 @@ class IgnoresEdits(HooksInspector):
         for visit in plan.visits:
             visit.edits = []
         return super()._forward(plan)
+
+
+class ShiftedPositions(HooksInspector):
+    """Takes each position for the one before it, when it reads and when it edits."""
+
+    def _plan(self, ready: Inputs, geometry: Any, capture: Any, edits: Iterable[Edit], *rest: Any, **more: Any) -> Plan:
+        made = []
+        for edit in edits:
+            if isinstance(edit.positions, list | tuple):
+                edit = dataclasses.replace(edit, positions=[max(p - 1, 0) if p >= 0 else p - 1 for p in edit.positions])
+            made.append(edit)
+        return super()._plan(ready, geometry, capture, made, *rest, **more)
+
+    def _in_order(self, plan: Plan, capture: Any) -> dict[str, Any]:
+        found = super()._in_order(plan, capture)
+        return {name: tensor.roll(1, dims=-2 if name.endswith("pattern") else 1) for name, tensor in found.items()}
 
 
 class MlpBranchOnly(HooksInspector):
@@ -287,7 +304,7 @@ class OnlyOneAtATime(HooksInspector):
 
 
 BROKEN: dict[str, list[type[HooksInspector]]] = {
-    "right": [OtherLayer, SwappedHeads, IgnoresEdits, MlpBranchOnly, GradientOfOneRow, RunsToTheEnd],
+    "right": [OtherLayer, SwappedHeads, IgnoresEdits, ShiftedPositions, MlpBranchOnly, GradientOfOneRow, RunsToTheEnd],
     "owned": [Aliases],
     "order-free": [FirstNameOnly, CapturesBeforeEdits],
     "batch-invariant": [NoPositionIds, NoMask, ColumnsForPositions],
