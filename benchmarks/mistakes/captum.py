@@ -103,7 +103,7 @@ def own_hook(scene: Scene) -> Any:
 def exception_inside_edit(scene: Scene) -> Any:
     from captum.attr import LayerActivation
 
-    def forward(ids: Tensor) -> Tensor:
+    def forward(ids: Tensor) -> Any:
         return model(ids).logits[:, 5]  # the first prompt is too short for it
 
     model = scene.llama()
@@ -124,7 +124,7 @@ def training_left_on(scene: Scene) -> Any:
 def frozen_parameters(scene: Scene) -> Any:
     from captum.attr import LayerGradientXActivation
 
-    def wanted(ids: Tensor) -> Tensor:
+    def wanted(ids: Tensor) -> Any:
         logits = model(ids).logits[:, -1]
         return logits[:, 5] - logits[:, 9]
 

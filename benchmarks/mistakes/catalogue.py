@@ -94,7 +94,8 @@ def _generated(edit: str, position: int) -> Callable[[Scene], Tensor]:
 def _net(scene: Scene) -> Tensor:
     net, x = scene.net()
     with torch.no_grad():
-        return net.double().second(torch.relu(net.first(x.double())))
+        hidden: Tensor = net.double().second(torch.relu(net.first(x.double())))
+    return hidden
 
 
 def _gradient(scene: Scene) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from crosslens.adapters import add, apply, open_inspector, replace, zero
 from crosslens.adapters.edits import Edit
-from crosslens.adapters.inspector import Inspector
 
 from .scene import NEW, Scene
 
@@ -31,7 +30,8 @@ DOCUMENTED = {
 }
 
 
-def _lens(scene: Scene, model: Any = None) -> Inspector:
+def _lens(scene: Scene, model: Any = None) -> Any:
+    """An inspector, of no type that mypy would know: it refuses some of these programs by itself."""
     return open_inspector(scene.backend, scene.llama() if model is None else model, scene.tokenizer)
 
 
@@ -122,11 +122,14 @@ def wrong_dtype(scene: Scene) -> Any:
 
 
 def edit_returns_tuple(scene: Scene) -> Any:
-    return _edited(scene, apply(RESID, lambda hidden: (hidden + scene.vector,)))
+    def steer(hidden: Tensor) -> Any:
+        return (hidden + scene.vector,)
+
+    return _edited(scene, apply(RESID, steer))
 
 
 def edit_returns_none(scene: Scene) -> Any:
-    def steer(hidden: Tensor) -> None:
+    def steer(hidden: Tensor) -> Any:
         hidden = hidden + scene.vector
 
     return _edited(scene, apply(RESID, steer))
