@@ -145,6 +145,10 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(help="Cells at a time, each on cores of its own; else one a core, in full one alone.")
     ] = None,
+    study: Annotated[
+        list[str] | None,
+        typer.Option(help="idioms, mistakes, residue, claims or known_truth; may be repeated. full has all of them."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; else runs/DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")] = False,
     as_json: AsJson = False,
@@ -177,6 +181,7 @@ def run(
         timeout=timeout,
         seed=seed,
         jobs=jobs,
+        study=study or (),
         out=chosen,
         resume=resume,
         as_json=as_json,

@@ -15,6 +15,7 @@ from .plan import Plan, fetch_models, known, make_plan
 from .render import FORMATS, data, show, write
 from .run import execute, facts
 from .store import RunFolder, read_facts, read_run, refuse_out, to_json
+from .studies import STUDIES, run_study, write_pages
 from .tables import Table, tables
 
 
@@ -28,6 +29,7 @@ def run_command(
     timeout: float | None,
     seed: int | None,
     jobs: int | None,
+    study: Sequence[str],
     out: Path,
     resume: bool,
     as_json: bool,
@@ -38,7 +40,15 @@ def run_command(
         CrosslensError: before any work, for arguments or a folder that cannot be used.
     """
     err = Console(stderr=True)
-    given = {"backend": backend, "task": task, "model": model, "repeats": repeats, "timeout": timeout, "jobs": jobs}
+    given = {
+        "backend": backend,
+        "task": task,
+        "model": model,
+        "repeats": repeats,
+        "timeout": timeout,
+        "jobs": jobs,
+        "study": study,
+    }
     if resume:
         if named := [
             name for name, value in {**given, "suite": suite, "seed": seed}.items() if value not in (None, ())
@@ -55,6 +65,11 @@ def run_command(
     try:
         with progress.show(err, len(plan.cells()) - len(folder.finished)) as told:
             good = execute(plan, folder, told)
+        for name in plan.studies:
+            err.print(f"{name}: {STUDIES[name].about} ...", markup=False, highlight=False, soft_wrap=True)
+            if wrong := run_study(name, out / "studies"):
+                err.print(f"{name}: {wrong}", style="red", markup=False, highlight=False, soft_wrap=True)
+                good = False
     except KeyboardInterrupt:
         kept = len(read_run(out).cells)
         err.print(
@@ -68,7 +83,7 @@ def run_command(
     finally:
         folder.close()
     rendered = tables(read_run(out))
-    files = write(rendered, out / "tables")
+    files = write(rendered, out / "tables") + write_pages(out)
     if as_json:
         print(to_json({"out": str(out), "tables": data(rendered)}, indent=2))
     else:
@@ -88,7 +103,7 @@ def tables_command(folder: Path, form: str | None) -> None:
     if form is not None:
         print(FORMATS[form](rendered), end="")
         return
-    _print(rendered, write(rendered, folder / "tables"))
+    _print(rendered, write(rendered, folder / "tables") + write_pages(folder))
 
 
 def _print(rendered: Sequence[Table], files: Sequence[Path]) -> None:

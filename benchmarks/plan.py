@@ -24,6 +24,7 @@ from crosslens.tasks.base import Size
 from crosslens.tasks.models import DEFAULT_MODEL
 
 from .environment import threads
+from .studies import STUDIES, checked
 from .timing import Sampling
 
 CellKind = Literal["reference", "backend"]
@@ -43,6 +44,7 @@ class Suite:
         repeats: processes for each (backend, task, model).
         timeout: seconds that one cell may take.
         jobs: cells at a time, each on cores of its own; None for one on every core.
+        studies: what is measured beside the cells; see `studies.py`.
     """
 
     backends: tuple[str, ...] | None
@@ -52,13 +54,14 @@ class Suite:
     repeats: int
     timeout: float
     jobs: int | None
+    studies: tuple[str, ...] = ()
 
 
 QUICK = ("hooks", "transformer_lens", "nnsight")
 SUITES = {
     "smoke": Suite(QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0, None),
     "default": Suite(QUICK, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=6.0), 1, 1200.0, None),
-    "full": Suite(None, None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0, 1),
+    "full": Suite(None, None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0, 1, tuple(STUDIES)),
 }
 
 
@@ -104,6 +107,7 @@ class Plan:
     seed: int
     threads: int
     jobs: int = 1
+    studies: tuple[str, ...] = ()
     dtype: str = DTYPE
     attn_implementation: str = ATTENTION
 
@@ -141,7 +145,7 @@ class Plan:
             InputError: they are of another version.
         """
         try:
-            lists = {name: tuple(facts[name]) for name in ("backends", "tasks", "models")}
+            lists = {name: tuple(facts[name]) for name in ("backends", "tasks", "models", "studies")}
             return cls(**{**facts, **lists, "sampling": Sampling(**facts["sampling"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"the settings in run.json are of another version of crosslens: {error}") from error
@@ -157,6 +161,7 @@ def make_plan(
     timeout: float | None = None,
     seed: int = 0,
     jobs: int | None = None,
+    study: Sequence[str] = (),
 ) -> Plan:
     """The plan for these arguments; what is not given comes from the suite.
 
@@ -178,6 +183,7 @@ def make_plan(
         raise InputError(f"--jobs is {jobs}; it must be 1 to {cores}, the cores here, since every cell gets its own")
     for name in task:
         find_task(name)
+    studies = checked(study)
     usable, skipped = _usable_backends(backend, chosen.backends or built_in_backends())
     wanted = tuple(dict.fromkeys(model)) or chosen.models or _every_model()
     refuse_unknown_models(wanted)
@@ -194,6 +200,7 @@ def make_plan(
         seed=seed,
         threads=cores // jobs,
         jobs=jobs,
+        studies=studies or (() if backend or task or model else chosen.studies),
     )
 
 
