@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,8 @@ def main(
     ] = None,
 ) -> None:
     """Exit status 1 where an outcome is not the one that the program's header states, 2 for wrong usage."""
-    console, errors = Console(), Console(stderr=True)
+    console = Console(width=None if sys.stdout.isatty() else 220)  # a file has no edge
+    errors = Console(stderr=True)
     for given, known, what in ((library, LIBRARIES, "library"), (operation, OPERATIONS, "operation")):
         for name in given or ():
             if name not in known:
@@ -67,7 +69,9 @@ def main(
 def table(found: list[dict[str, Any]]) -> Table:
     """Operations by library."""
     names = libraries(found)
-    out = Table("operation", *names, title="logical lines of set-up + operation, and tokens that gpt2 changes")
+    out = Table("operation", title="logical lines of set-up + operation, and words and signs that gpt2 changes")
+    for name in names:
+        out.add_column(name, overflow="fold")
     for operation in OPERATIONS:
         cells = [of(found, name, operation) for name in names]
         if any(cells):

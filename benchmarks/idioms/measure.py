@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import io
+import re
 import tokenize
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,11 @@ def tokens(statements: Iterable[ast.stmt]) -> list[str]:
     return [token.string for token in found if token.type not in _IGNORED]
 
 
+def pieces(statements: Iterable[ast.stmt]) -> list[str]:
+    """Tokens, with texts taken apart into words and signs: a path in a text changes as one of attributes does."""
+    return [piece for token in tokens(statements) for piece in re.findall(r"\w+|\W", token) or [token]]
+
+
 def nesting(statements: Iterable[ast.AST]) -> int:
     """Largest number of compound statements and lambdas that lie inside one another."""
     return max(
@@ -139,7 +145,7 @@ def nesting(statements: Iterable[ast.AST]) -> int:
 
 
 def distance(one: Sequence[str], other: Sequence[str]) -> int:
-    """Levenshtein distance of two lists of tokens: how many to insert, to delete or to replace."""
+    """Levenshtein distance of two lists: how many items to insert, to delete or to replace."""
     before = list(range(len(other) + 1))
     for i, left in enumerate(one, 1):
         row = [i]

@@ -88,7 +88,7 @@ def _summary(rows: Sequence[Row]) -> str:
     body = [f"| {_versioned(rows, name)} | " + " | ".join(_number(v) for v in each.values()) + " |"
             for name, each in table.items()]  # fmt: skip
     cells = sum(len(families(name)) for name in OPERATIONS)
-    title = f"## By library\n\nOf {cells} operations and families each. {_COLUMNS}\n"
+    title = f"## By library\n\nOf {cells} operations and families each.\n\n{_COLUMNS}\n"
     return "\n".join([title, *head, *body])
 
 
@@ -154,12 +154,12 @@ in a process of the library's own, and held to a float64 reference that no libra
 largest value; where the operation is left out, the result is off by hundreds of times that)."""
 
 _READING = """A cell is the logical lines of the set-up (imports, wrapping) + those of the operation. Δ is how many
-tokens change from llama to gpt2, where both are right: 0 where one text serves both. `wrong` returned something
-else than was asked for, `fails` ended in an error, — has no way to say it; the reasons are below. `any_module`, a
-network of one's own, has no family."""
+words and signs change from llama to gpt2, where both are right: 0 where one text serves both. `wrong` returned
+something else than was asked for, `fails` ended in an error, — has no way to say it; the reasons are below.
+`any_module`, a network of one's own, has no family."""
 
 _COLUMNS = """Outcomes are counted over operations and families. The other columns are of the programs that are
 right: medians of logical lines, of tokens, of the share of tokens that is set-up, of distinct names of the library
 that one has to know (for `hooks`, of `torch.nn.Module` and gradients) and their number in all programs together, of
-names of modules that only this family has, of how deep statements lie in one another, and of the tokens that change
-with the family."""
+names of modules that only this family has, of how deep statements lie in one another, and of the words and signs
+that change with the family."""

@@ -16,8 +16,9 @@ from crosslens.adapters.conformance.models import tiny_model
 
 from . import worker
 from .catalogue import DISTRIBUTIONS, HERE, LIBRARIES, Entry, entries
-from .measure import Measures, distance, measure, read, tokens
-from .operations import FAMILIES
+from .catalogue import entry as find
+from .measure import Measures, distance, measure, pieces, read
+from .operations import FAMILIES, families
 
 SECONDS = 600.0
 """How long one program may take; one that takes longer is ended, and those after it run in another process."""
@@ -82,11 +83,11 @@ def _columns(found: Measures) -> dict[str, Any]:
 
 
 def _changed(entry: Entry) -> int | None:
-    """Tokens that change between the texts for the two families, where both say that they are right."""
-    both = [each for each in entries(entry.library) if each.operation == entry.operation]
+    """Words and signs that change between the texts for the two families, where both say that they are right."""
+    both = [find(entry.library, entry.operation, family) for family in families(entry.operation)]
     if entry.operation == "any_module" or any(each.stated != "right" for each in both):
         return None
-    one, other = (tokens(read(each.path).statements) for each in both if each.path is not None)
+    one, other = (pieces(read(each.path).statements) for each in both if each.path is not None)
     return distance(one, other)
 
 
