@@ -132,6 +132,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("misspelled_capture", "captures two sites, one misspelled (mpl), and takes all that was captured", "mlp.out of blocks 0 and 1", _reads("blocks.0.mlp.out", OUT), MPL),
     Mistake("pattern_without_match", "captures by a pattern or rule that matches nothing (mpl)", "mlp.out of every block", _every_block, MPL + r"|match"),
     Mistake("layer_out_of_range", "counts layers from 1: edits at layer 3 of 0 to 2", "zero mlp.out of the last block", _zero_last, r"(layers?|blocks)\W{0,2}3\b|index 3\b|'3'"),
+    Mistake("layer_slice_out_of_range", "the same by a slice or pattern of layers, 3:4", "zero mlp.out of the last block", _zero_last, r"\bslice\b|\{3"),
     Mistake("negative_layer", "edits at layer -1", "zero mlp.out of the last block", _zero_last, r"-1\b|negative"),
     Mistake("wrong_keyword", "misspells a keyword of the call that edits", "zero mlp.out of block 1", _zero_out, r"keyword"),
     Mistake("wrong_input_keyword", "writes attention_masks= for a left-padded batch", "each row as if alone", Scene.rows_alone, r"attention_masks"),
@@ -154,7 +155,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("tuple_idiom", "writes output[0] for a block's output, as older transformers wanted", "add the vector at block 1, in both rows", _whole_batch, r"tuple|shape|size"),
     # ---- order and reading
     Mistake("read_too_early", "reads a capture before the model has run", "mlp.out of block 1", _reads(OUT), r"mlp|captur|trace|run\b|ran\b|forward"),
-    Mistake("read_not_captured", "reads resid_post of block 2 where block 1 was captured", "resid_post of block 2", _reads("blocks.2.resid_post"), r"(layers?|blocks)\W{0,2}2\b|KeyError: 2|not (captured|saved|cached)"),
+    Mistake("read_not_captured", "reads resid_post of block 2 where block 1 was captured", "resid_post of block 2", _reads("blocks.2.resid_post"), r"(layers?|blocks)\W{0,2}2\b|KeyError: 2|was not (captured|saved|cached)"),
     Mistake("read_after_stop", "stops at block 1 and reads block 2", "resid_post of block 2", _reads("blocks.2.resid_post"), r"(layers?|blocks)\W{0,2}2\b|stop|halt"),
     Mistake("out_of_order", "asks for block 2 before block 0", "resid_post of blocks 2 and 0", _reads("blocks.2.resid_post", "blocks.0.resid_post"), r"(layers?|blocks)\W{0,2}[02]\b"),
     Mistake("forgotten_save", "leaves out the step that keeps a value", "resid_post of block 1", _reads(RESID), r"save|keep|kept"),

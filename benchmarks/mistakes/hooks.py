@@ -22,7 +22,11 @@ DOCUMENTED = {
     "edit_returns_none": ("torch.nn.Module.register_forward_hook", "-> None or modified output"),
     "training_left_on": ("torch.nn.Module.train", "This has an effect only on certain modules"),
 }
-NOTES = {"unsupported_module": "any module is supported"}
+NOTES = {
+    "unsupported_module": "any module is supported",
+    "wrong_input_keyword": "transformers' forward takes any keyword",
+    "left_padding": "transformers counts columns where it is given no position_ids",
+}
 
 
 def _run(model: Any, path: str, hook: Any, ids: Tensor, *, before: bool = False, **options: Any) -> Any:
@@ -66,6 +70,14 @@ def pattern_without_match(scene: Scene) -> Any:
 def layer_out_of_range(scene: Scene) -> Any:
     model = scene.llama()
     model.model.layers[3].mlp.register_forward_hook(_zeros)
+    with torch.no_grad():
+        return model(scene.ids).logits
+
+
+def layer_slice_out_of_range(scene: Scene) -> Any:
+    model = scene.llama()
+    for block in model.model.layers[3:4]:
+        block.mlp.register_forward_hook(_zeros)
     with torch.no_grad():
         return model(scene.ids).logits
 

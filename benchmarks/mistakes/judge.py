@@ -123,5 +123,5 @@ def difference(value: Tensor | None, meant: Tensor | None) -> tuple[float | None
 def _line(text: str, width: int = 200) -> str:
     """One line, without what differs from run to run."""
     text = re.sub(r"0x[0-9a-f]+", "0x...", " ".join(text.split()))
-    text = re.sub(r"(?:/[\w.+-]+)+/(?=[\w.-]+)", "", text)
+    text = re.sub(r"(?<![\w:/])(?:/[\w.+-]+)+/(?=[\w.-]+)", "", text)
     return text if len(text) <= width else text[: width - 1] + "\u2026"

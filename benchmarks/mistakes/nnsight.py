@@ -55,6 +55,15 @@ def layer_out_of_range(scene: Scene) -> Any:
     return logits
 
 
+def layer_slice_out_of_range(scene: Scene) -> Any:
+    lm = _wrapped(scene)
+    with torch.no_grad(), lm.trace(scene.ids):
+        for block in lm.model.layers[3:4]:
+            block.mlp.output[:] = 0
+        logits = lm.output.logits.save()
+    return logits
+
+
 def negative_layer(scene: Scene) -> Any:
     lm = _wrapped(scene)
     with torch.no_grad(), lm.trace(scene.ids):

@@ -17,6 +17,7 @@ DISTRIBUTION = "penzai"
 IMPORTS = ()  # JAX has threads of its own: each program imports it in its own process
 _NO_TORCH = "the PyTorch modules do not run, a converted copy does"
 ABSENT = {
+    "layer_slice_out_of_range": "a layer is named by its number",
     "wrong_input_keyword": "it converts no model with learned positions",
     "padded_without_mask": "it converts no model with learned positions",
     "left_padding": "it converts no model with learned positions",

@@ -11,7 +11,10 @@ from .scene import D_HEAD, NEW, Scene
 
 DISTRIBUTION = "pyvene"
 IMPORTS = ("pyvene",)
-ABSENT = {"read_after_stop": "pyvene has no early stop"}
+ABSENT = {
+    "read_after_stop": "pyvene has no early stop",
+    "layer_slice_out_of_range": "a layer is named by its number",
+}
 IMPOSSIBLE = {
     "read_too_early": "what was collected exists only in the result of a call",
     "forgotten_save": "what a CollectIntervention reads is in the result",

@@ -23,7 +23,8 @@ The class is decided by rule (`judge.py`), never typed:
 - **right**: what was meant, or the mistake cannot be made; with * the library's own docstring states the result, so
   that it is not counted as silent although it is not what was meant;
 - n/a: the library does nothing of the kind.
-"""
+
+`crosslens` alone is through its `hooks` backend."""
 
 
 def table(outcomes: Iterable[Outcome], versions: Mapping[str, str]) -> str:

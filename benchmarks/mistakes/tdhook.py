@@ -12,6 +12,7 @@ from .scene import D_HEAD, D_MLP, D_MODEL, NEW, Scene
 DISTRIBUTION = "tdhook"
 IMPORTS = ("tdhook.session", "tdhook.targets", "tdhook.latent")
 ABSENT = {
+    "layer_slice_out_of_range": "a layer is named by its number",
     "head_slice_out_of_range": "a Target takes indices, no slices",
     "position_slice_out_of_range": "a Target takes indices, no slices",
     "unit_slice_out_of_range": "a Target takes indices, no slices",

@@ -59,6 +59,10 @@ def layer_out_of_range(scene: Scene) -> Any:
     return _edited(scene, zero("blocks.3.mlp.out"))
 
 
+def layer_slice_out_of_range(scene: Scene) -> Any:
+    return _edited(scene, zero("blocks.{3,4}.mlp.out"))
+
+
 def negative_layer(scene: Scene) -> Any:
     return _edited(scene, zero("blocks.-1.mlp.out"))
 

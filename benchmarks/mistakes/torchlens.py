@@ -11,6 +11,7 @@ from .scene import D_HEAD, NEW, Scene
 
 DISTRIBUTION = "torchlens"
 IMPORTS = ("torchlens",)
+ABSENT = {"layer_slice_out_of_range": "a layer is named by its number"}
 IMPOSSIBLE = {
     "read_too_early": "a trace exists only after the forward",
     "forgotten_save": "a trace saves everything unless it is told less",

@@ -11,6 +11,7 @@ from .scene import NEW, Scene
 
 DISTRIBUTION = "transformer-lens"
 IMPORTS = ("transformer_lens.model_bridge.sources",)
+ABSENT = {"layer_slice_out_of_range": "a layer is named by its number"}
 IMPOSSIBLE = {
     "stale_name": "run_with_cache keeps what its filter lets through",
     "forgotten_save": "run_with_cache keeps what its filter lets through",
