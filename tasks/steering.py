@@ -314,7 +314,8 @@ class _Figures:
 
     def pushed(self, i: int) -> Tensor:
         """(d_model,) a random direction as long as the difference of means."""
-        return self._work.random[i].to(self.direction) * self.direction.norm()
+        vector: Tensor = self._work.random[i].to(self.direction) * self.direction.norm()
+        return vector
 
     def random(self, i: int, logits: Tensor) -> None:
         """Logits (strength, pos, d_vocab) of opening i with `pushed` added at its last position."""
