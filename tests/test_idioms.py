@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosslens.adapters.errors import InputError
+from crosslens.benchmarks.idioms import __main__ as command
 from crosslens.benchmarks.idioms import catalogue, measure, report, running
 from crosslens.benchmarks.idioms.__main__ import main, table
 from crosslens.benchmarks.idioms.catalogue import LIBRARIES, entries, read_header
@@ -33,8 +34,8 @@ ALONE: dict[str, tuple[str, ...]] = {
     "nnsight": (),
     "pyvene": (),
     "transformer_lens": ("capture_residuals", "patch_head", "any_module", "record_steps"),
-    "torchlens": ("any_module", "stop_early"),
-    "penzai": ("capture_residuals", "zero_neuron"),
+    "torchlens": ("stop_early",),
+    "penzai": ("zero_neuron",),
 }
 """Only these operations, where they take long, empty for all; to make the kept table all are run."""
 PROGRAM = '''"""Do something, with lib.
@@ -338,6 +339,22 @@ def test_wrong_usage_is_refused_before_anything_runs(tmp_path: Path, capsys: pyt
             main(**options)  # type: ignore[arg-type]
         assert stopped.value.exit_code == 2
     assert "no library 'nope'; there are hooks" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("right", 0), ("wrong", 1)])
+def test_an_outcome_that_the_header_does_not_state_is_a_finding(
+    outcome: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {**kept()[0], "outcome": outcome, "note": "off by one"}
+    monkeypatch.setattr(command, "rows", lambda library, operations, progress: [row])
+    path = tmp_path / "table.md"
+    with pytest.raises(typer.Exit) as stopped:
+        main(library=["hooks"], operation=[row["operation"]], out=path)
+    assert stopped.value.exit_code == status
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("capture_residuals llama: wrong, where its header says right. off by one" in said) == (status == 1)
+    assert path.read_text() == report.markdown([row])
+    assert json.loads(path.with_suffix(".json").read_text()) == [row]
 
 
 # ---- what is kept
