@@ -71,22 +71,23 @@ def _apart(held: Programs, mistake: Mistake, meant: Tensor | None, scene: Scene)
         finally:
             os._exit(0)
     os.close(writer)
-    received, end = b"", time.monotonic() + SECONDS
+    received, end, late = b"", time.monotonic() + SECONDS, False
     while select.select([reader], [], [], max(0.0, end - time.monotonic()))[0]:
         piece = os.read(reader, 1 << 16)
         if not piece:
             break
         received += piece
     else:
+        late = True
         os.kill(child, signal.SIGKILL)
     os.close(reader)
-    status = os.waitpid(child, 0)[1]
-    if received:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if received and not late:
         answer = json.loads(received)
         if "bug" in answer:
             raise RuntimeError(f"{held.library}, {mistake.name}: {answer['bug']}")
         return Outcome(**answer)
-    how = "it did not end" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else f"status {status}"
+    how = f"it did not end in {SECONDS} seconds" if late else f"exit status {status}"
     return Outcome(held.library, mistake.name, "error", says=f"the process died: {how}")
 
 

@@ -19,7 +19,6 @@ IMPOSSIBLE = {
     "forgotten_save": "what is named in capture= is in the result",
     "stale_name": "what is named in capture= is in the result",
     "tuple_idiom": "an edit is given the site's tensor, whatever the module returns",
-    "cache_on": "captures of generate() cover all positions that were read, cached or not",
 }
 CULPRITS = {"wrong_keyword": r"'edit'"}
 DOCUMENTED = {
