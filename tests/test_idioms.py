@@ -357,6 +357,21 @@ def test_an_outcome_that_the_header_does_not_state_is_a_finding(
     assert json.loads(path.with_suffix(".json").read_text()) == [row]
 
 
+def test_what_cannot_be_written_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "rows", lambda library, operations, progress: [kept()[0]])
+    path = tmp_path / "table.md"
+    path.write_text("before")
+    (tmp_path / "table.json").mkdir()
+    with pytest.raises(typer.Exit) as stopped:
+        main(library=["hooks"], out=path)
+    assert stopped.value.exit_code == 2
+    assert "cannot be written, what was there stays" in " ".join(capsys.readouterr().err.split())
+    assert path.read_text() == "before"
+    assert not list(tmp_path.glob("*.part"))
+
+
 # ---- what is kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,8 +56,12 @@ def main(
             found += rows(name, operation or (), lambda row: progress.advance(task))
     console.print(table(found))
     if out is not None:
-        out.write_text(markdown(found), encoding="utf-8")
-        out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        try:
+            _keep(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+            _keep(out, markdown(found))
+        except OSError as error:
+            errors.print(f"--out {out} cannot be written, what was there stays: {error}", style="red", markup=False)
+            raise typer.Exit(2) from None
     other = [row for row in found if row["outcome"] != row["stated"]]
     for row in other:
         errors.print(
@@ -64,6 +69,16 @@ def main(
             f"{row['stated']}. {row['note']}", style="red", markup=False,
         )  # fmt: skip
     raise typer.Exit(1 if other else 0)
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a file whole, or leave what is there."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def table(found: list[dict[str, Any]]) -> Table:
