@@ -11,10 +11,12 @@ from crosslens.adapters.errors import InputError
 from .agreement import Agreement
 from .base import Task
 from .characters import Characters
+from .facts import Facts
 from .generation import Generation
 from .induction import Induction
 from .ioi import IOI
 from .lens import Lens
+from .neurons import Neurons
 from .planted import Planted
 from .probe import Probe
 from .saliency import Saliency
@@ -23,7 +25,20 @@ from .steering import Steering
 _TASKS: Mapping[str, type[Task]] = MappingProxyType(
     {
         task.name: task
-        for task in (IOI, Characters, Induction, Agreement, Lens, Steering, Saliency, Probe, Generation, Planted)
+        for task in (
+            IOI,
+            Characters,
+            Induction,
+            Agreement,
+            Facts,
+            Neurons,
+            Lens,
+            Steering,
+            Saliency,
+            Probe,
+            Generation,
+            Planted,
+        )
     }
 )
 
