@@ -79,7 +79,7 @@ def test_the_judge_says_what_no_number_does() -> None:
     assert difference(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 0, 4])) == (0.25, "")
     late = judge("library", MADE_UP, MEANT, Material(error="E: spam", raised_in="/torch/nn/functional.py"))
     assert "arithmetic" in late.note
-    long = judge("library", MADE_UP, MEANT, Material(error=f"E: spam at 0x7f3a /home/me/x/site.py\n{'and ' * 99}"))
+    long = judge("library", MADE_UP, MEANT, Material(error=f"E: spam at 0x7f3a /x/y/site.py\n{'and ' * 99}"))
     assert long.says.startswith("E: spam at 0x... site.py and ")
     assert len(long.says) == 200
 
