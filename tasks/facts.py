@@ -142,8 +142,8 @@ class Facts(Task):
             prompts.append(Prompt(fact.id, ids, answer, subject, torch.from_numpy(drawn).to(weights.dtype), tokens))
         n = architecture.sizes["n_layers"]
         layers = sorted({round(layer) for layer in np.linspace(0, n - 1, min(n, LAYERS)).tolist()})
-        sites = (site_names(architecture, local) for local in ("resid_pre", "resid_post", "mlp.out"))
-        return Work(prompts, layers, *sites, max(1, round(WINDOW * n)))
+        pre, resid, mlp = (site_names(architecture, local) for local in ("resid_pre", "resid_post", "mlp.out"))
+        return Work(prompts, layers, pre, resid, mlp, max(1, round(WINDOW * n)))
 
     def run(self, lens: Inspector, work: Work, progress: Progress | None = None) -> Result:
         """By `sweep`, each trace from the noised residual stream that enters the first block which it restores."""

@@ -240,7 +240,7 @@ def _conditions(score: NDArray[np.float64], work: Work) -> list[list[Edit]]:
 def _by_kind(loss: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """(condition, kind, token) from (row, token) of each condition."""
     stacked = np.stack(loss)
-    return stacked.reshape(len(loss), 2, -1, stacked.shape[-1]).mean(axis=2)
+    return np.asarray(stacked.reshape(len(loss), 2, -1, stacked.shape[-1]).mean(axis=2))
 
 
 def _halves(result: Result, work: Work) -> dict[tuple[str, str], NDArray[np.float64]]:
