@@ -7,7 +7,7 @@ layer and attention pattern, over the story's real tokens; the unit of replicati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,6 +63,8 @@ class Characters(Task):
     source: ClassVar[str] = "categorised recording of key figures, as in comgra; stories of crosslens' own"
     categories: ClassVar[str] = "the values of one attribute of the character, in the same story"
     data: ClassVar[str] = "characters-v1, 210 stories written for crosslens, CC0-1.0"
+    causal: ClassVar[bool] = True
+    """Whether a token sees only those before it."""
     needs: ClassVar[tuple[str, ...]] = (
         "capture.residual",
         "capture.attention",
@@ -77,7 +79,7 @@ class Characters(Task):
         Raises:
             InputError: no tokenizer, or a model without canonical sites.
         """
-        architecture = architecture_for(self.name, model, tokenizer)
+        architecture = architecture_for(self.name, model, tokenizer, causal=self.causal)
         stories = data.read_stories()
         if size == "smoke":
             few = stories["template"].isin(stories["template"].unique()[:SMOKE_TEMPLATES])
@@ -89,39 +91,59 @@ class Characters(Task):
         return Work(stories, parts, site_names(architecture, *LOCAL_SITES), dtype_of(model))
 
     def run(self, lens: Inspector, work: Work, progress: Progress | None = None) -> Result:
-        out = np.full((len(work.stories), len(work.sites), len(NAMES)), np.nan)
+        out = self._empty(work)
         for done, batch in enumerate(work.batches, start=1):
             run = lens.run(batch.inputs, capture=work.sites)
-            real = batch.inputs["attention_mask"].bool()
-            for i, site in enumerate(work.sites):
-                pattern = site.endswith("attn.pattern")
-                mask = causal_mask(real) if pattern else real[:, :, None]
-                figures = kpis(run[site], mask.to(run[site].device), distributions=pattern)
-                out[batch.rows, i] = figures.cpu().numpy()
+            self._take(out, batch.rows, run, batch.inputs["attention_mask"].bool(), work)
             if progress:
                 progress(done, len(work.batches))
-        return {"kpis": out}
+        return out
 
     def reference(self, model: nn.Module, work: Work, progress: Progress | None = None) -> Result:
         """By the float64 oracle and NumPy, in batches of equal length: no padding, no masks.
 
         The oracle states eager attention, which is what a backend needs to show patterns.
         """
-        from crosslens.adapters.conformance.oracle import Oracle
-
-        oracle = Oracle(model, attn_implementation="eager")
-        out = np.full((len(work.stories), len(work.sites), len(NAMES)), np.nan)
+        truth = self._truth(model)
+        out = self._empty(work)
         ids = {row: ids for batch in work.batches for row, ids in zip(batch.rows, batch.unpadded(), strict=True)}
         groups = [g for _, g in work.stories.groupby("tokens")]
         parts = [list(g.index[i : i + BATCH // 2]) for g in groups for i in range(0, len(g), BATCH // 2)]
         for done, rows in enumerate(parts, start=1):
-            run = oracle.run(torch.stack([ids[row] for row in rows]))
-            for i, site in enumerate(work.sites):
-                for row, tensor in zip(rows, run.sites[site].cpu().numpy(), strict=True):
-                    out[row, i] = _figures(tensor, pattern=site.endswith("attn.pattern"))
+            self._state(out, rows, truth(torch.stack([ids[row] for row in rows])), work)
             if progress:
                 progress(done, len(parts))
-        return {"kpis": out}
+        return out
+
+    def _empty(self, work: Work) -> dict[str, NDArray[np.float64]]:
+        return {"kpis": np.full((len(work.stories), len(work.sites), len(NAMES)), np.nan)}
+
+    def _take(
+        self, out: dict[str, NDArray[np.float64]], rows: list[int], tensors: Mapping[str, Tensor], real: Tensor,
+        work: Work,
+    ) -> None:  # fmt: skip
+        """Figures of a batch whose real tokens are `real`, (batch, pos), as a backend gave it."""
+        for i, site in enumerate(work.sites):
+            pattern = site.endswith("attn.pattern")
+            both = causal_mask(real) if self.causal else (real[:, :, None] & real[:, None])[:, None]
+            mask = (both if pattern else real[:, :, None]).to(tensors[site].device)
+            out["kpis"][rows, i] = kpis(tensors[site], mask, distributions=pattern).cpu().numpy()
+
+    def _truth(self, model: nn.Module) -> Callable[[Tensor], Mapping[str, Tensor]]:
+        """(batch, pos) token ids without padding -> every site, in float64."""
+        from crosslens.adapters.conformance.oracle import Oracle
+
+        oracle = Oracle(model, attn_implementation="eager")
+        return lambda ids: oracle.run(ids).sites
+
+    def _state(
+        self, out: dict[str, NDArray[np.float64]], rows: list[int], tensors: Mapping[str, Tensor], work: Work
+    ) -> None:  # fmt: skip
+        """Figures of texts without padding, straight from their definitions."""
+        for i, site in enumerate(work.sites):
+            pattern = site.endswith("attn.pattern")
+            for row, tensor in zip(rows, tensors[site].cpu().numpy(), strict=True):
+                out["kpis"][row, i] = _figures(tensor, pattern=pattern, causal=self.causal)
 
     def score(self, result: Result, reference: Result, work: Work, dtype: str) -> Score:
         """Errors and noise are relative to the scale of each (site, kpi): the largest such figure of any example."""
@@ -212,13 +234,13 @@ def _middle(work: Work) -> dict[str, Tensor]:
     return work.batches[len(work.batches) // 2].inputs
 
 
-def _figures(tensor: NDArray[np.float64], *, pattern: bool) -> list[float]:
+def _figures(tensor: NDArray[np.float64], *, pattern: bool, causal: bool) -> list[float]:
     """The key figures of one example without padding, straight from their definitions.
 
     Args:
-        tensor: (pos, width), or (head, query, key) of a causal pattern.
+        tensor: (pos, width), or (head, query, key) of a pattern, causal or not.
     """
-    rows = [tensor[:, q, : q + 1] for q in range(tensor.shape[1])] if pattern else [tensor]
+    rows = [tensor[:, q, : q + 1] for q in range(tensor.shape[1])] if pattern and causal else [tensor]
     x = np.concatenate([part.ravel() for part in rows])
     figures = {
         "count": x.size,

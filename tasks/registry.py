@@ -11,6 +11,7 @@ from crosslens.adapters.errors import InputError
 from .agreement import Agreement
 from .base import Task
 from .characters import Characters
+from .encoder import Encoder
 from .facts import Facts
 from .generation import Generation
 from .induction import Induction
@@ -28,6 +29,7 @@ _TASKS: Mapping[str, type[Task]] = MappingProxyType(
         for task in (
             IOI,
             Characters,
+            Encoder,
             Induction,
             Agreement,
             Facts,

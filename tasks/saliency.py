@@ -33,6 +33,7 @@ from .workload import architecture_for, bare_forward
 
 TEMPLATES: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 8})
 STEPS = 16
+REFERENCE_BATCH = 8
 ROLES = ("answer", "subject", "subject again")
 _GROWTH = 4  # of rounding, forth and back through all layers
 _COMPLETE = 0.02
@@ -133,7 +134,7 @@ class Saliency(Task):
         return out
 
     def reference(self, model: nn.Module, work: Work, progress: Progress | None = None) -> Result:
-        """By the float64 oracle and autograd through it, one forward and backward for each node of the quadrature."""
+        """By the float64 oracle and autograd through it, each node of the quadrature a row of its own."""
         from crosslens.adapters.conformance.oracle import Oracle
 
         oracle = Oracle(model)
@@ -146,12 +147,15 @@ class Saliency(Task):
             start = (end + oracle.run(prompt.exchanged).sites["embed"]) / 2
             product = end * oracle.gradients(prompt.ids, ["embed"], prompt.margin)["embed"]
             integrated = torch.zeros_like(end)
-            for done, (node, weight) in enumerate(zip(nodes, weights, strict=True), start=1):
-                edit = replace("embed", start + (1 + node) / 2 * (end - start))
-                gradient = oracle.gradients(prompt.ids, ["embed"], prompt.margin, edits=[edit])["embed"]
-                integrated += weight / 2 * gradient * (end - start)
+            for first in range(0, STEPS, REFERENCE_BATCH):
+                part = slice(first, first + REFERENCE_BATCH)
+                along, weight = (torch.tensor(each[part])[:, None, None] for each in ((1 + nodes) / 2, weights / 2))
+                edit = replace("embed", start + along * (end - start))
+                ids = prompt.ids.repeat(len(along), 1)
+                gradients = oracle.gradients(ids, ["embed"], prompt.margin, edits=[edit])["embed"]
+                integrated += (weight * gradients).sum(0) * (end - start)
                 if progress:
-                    progress(i * STEPS + done, len(work.prompts) * STEPS)
+                    progress(i * STEPS + first + len(along), len(work.prompts) * STEPS)
             base = oracle.run(prompt.ids, edits=[replace("embed", start)]).logits
             here = slice(len(prompt.tokens))
             for m, (name, units) in enumerate((("input_x_gradient", product), ("integrated", integrated))):

@@ -87,9 +87,10 @@ def bare_forward(model: nn.Module, inputs: Any, *, eager: bool = False) -> Calla
         inputs: as `Inspector.run` takes them.
         eager: with eager attention, as where patterns are read, which exist nowhere else.
     """
-    ready = prepare_inputs(model, inputs, None, language=True, vocab=describe(model).sizes["d_vocab"], limit=None)
+    architecture = describe(model)
+    ready = prepare_inputs(model, inputs, None, language=True, vocab=architecture.sizes["d_vocab"], limit=None)
     kwargs = dict(ready.kwargs)
-    if ready.mask is not None:
+    if ready.mask is not None and (architecture.family is None or architecture.family.causal):
         kwargs["attention_mask"] = model_mask(ready.mask, ready.mask.shape[1], next(model.parameters()).dtype)
 
     def forward() -> Any:
