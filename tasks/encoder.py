@@ -75,8 +75,8 @@ class Encoder(Characters):
         share, within, across = np.mean(near > far), near.mean(), far.mean()
         return Known(
             "every story is nearer (cosine) to the same story of each other character than to any other story",
-            f"for {share:.1%} of {len(near)} stories; mean {within:.2f} to the farthest telling of the same, {across:.2f} "
-            "to the nearest other",
+            f"for {share:.1%} of {len(near)} stories; mean {within:.2f} to the farthest telling of the same, "
+            f"{across:.2f} to the nearest other",
             bool((near > far).all()),
         )
 
