@@ -1,25 +1,61 @@
-"""Run every claim in a process of its own, and print what came of it: `python -m crosslens.benchmarks.claims`."""
+"""Run every claim, those of one library in one process, and print the table: `python -m crosslens.benchmarks.claims`."""
 
 from __future__ import annotations
 
+import ast
 import json
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import track
 
 import crosslens.benchmarks.claims as claims
 
+_CODE = f"""
+import importlib, json, sys
+for name in sys.argv[1:]:
+    try:
+        found = importlib.import_module("{claims.__name__}." + name).main()
+    except Exception as error:
+        found = {{"error": f"{{type(error).__name__}}: {{error}}"}}
+    print("FOUND", json.dumps({{"name": name}} | found, default=str), flush=True)
+"""
+_SECONDS = 600
 
-def run(name: str) -> dict[str, Any]:
-    """What `main()` of a claim gives, from a process of its own."""
-    code = f"import json; from {claims.__name__}.{name} import main; print(json.dumps(main(), default=str))"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        return {"claim": name, "library": "", "version": "", "observed": last, "expected": "", "holds": False}
-    found: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
-    return found
+_HEAD = """# What libraries do when they are used directly
+
+Printed by `python -m crosslens.benchmarks.claims`, which runs every program. A program uses a library as its
+documentation says, prints what that leads one to expect and what comes out, and names the version. `holds` is no where
+an upgrade has mended it. `upstream` is the thread where it was found to be reported."""
+
+
+def run(names: Iterable[str]) -> list[dict[str, Any]]:
+    """What `main()` of each claim gives, all from one new process; `error` where it ended in one.
+
+    The claims of a process must not disturb one another: those of one library do not.
+    """
+    asked = list(names)
+    command = [sys.executable, "-W", "ignore", "-c", _CODE, *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    lines = (line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    found = {each["name"]: each for each in map(json.loads, (line.removeprefix("FOUND ") for line in lines))}
+    last = done.stderr.strip().rpartition("\n")[2]
+    died = {"error": f"the process ended with {done.returncode}: {last}"}
+    return [_complete(found.get(name, {"name": name} | died)) for name in asked]
+
+
+def _complete(found: dict[str, Any]) -> dict[str, Any]:
+    """With the fields that one that ended in an error lacks."""
+    if "error" not in found:
+        return found
+    empty = {"claim": title(found["name"]), "library": "", "version": "", "upstream": "", "expected": ""}
+    return found | empty | {"observed": found["error"], "holds": False}
 
 
 def names() -> list[str]:
@@ -27,15 +63,46 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(claims.__path__) if not module.name.startswith("_"))
 
 
-def table() -> str:
-    """A row a claim."""
-    rows = ["| library | claim | observed | expected | holds | program |", "|---|---|---|---|---|---|"]
+def by_library() -> dict[str, list[str]]:
+    """Claims by what they have in common: the library that their names begin with."""
+    groups: dict[str, list[str]] = {}
     for name in names():
-        found = run(name)
-        holds = "yes" if found["holds"] else "no"
-        cells = [f"{found['library']} {found['version']}", found["claim"], _shown(found["observed"])]
-        cells += [_shown(found["expected"]), holds, f"[{name}.py](../benchmarks/claims/{name}.py)"]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        groups.setdefault(name.partition("_")[0], []).append(name)
+    return groups
+
+
+def title(name: str) -> str:
+    """The first line of a claim's documentation."""
+    return _documentation(name).partition("\n")[0]
+
+
+def right(name: str) -> str:
+    """The right way, as a claim's documentation says."""
+    return " ".join(_documentation(name).rpartition("\nRight: ")[2].split())
+
+
+def _documentation(name: str) -> str:
+    spec = find_spec(f"{claims.__name__}.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+
+
+def table(found: Iterable[dict[str, Any]]) -> str:
+    """A row a claim."""
+    rows = ["| library | claim | expected | observed | right | upstream | program | holds |", "|" + "---|" * 8]
+    for each in found:
+        name = each["name"]
+        cells = [
+            f"{each['library']} {each['version']}",
+            each["claim"],
+            _shown(each["expected"]),
+            _shown(each["observed"]),
+        ]
+        cells += [right(name), each["upstream"], f"[{name}.py](../benchmarks/claims/{name}.py)"]
+        rows.append(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, "yes" if each["holds"] else "no"]) + " |"
+        )
     return "\n".join(rows)
 
 
@@ -45,10 +112,18 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def page() -> str:
+    """Run all, and render what came of it; claims that no longer hold have a section of their own."""
+    groups = track(by_library().values(), description="libraries", console=Console(stderr=True))
+    found = [each for group in groups for each in run(group)]
+    holding, mended = ([each for each in found if each["holds"] is holds] for holds in (True, False))
+    libraries = sorted({each["library"] for each in holding})
+    numbers = ", ".join(f"{name} {sum(each['library'] == name for each in holding)}" for name in libraries)
+    parts = [_HEAD, f"{len(holding)} hold: {numbers}.", table(holding)]
+    if mended:
+        parts += ["## Did not reproduce", table(mended)]
+    return "\n\n".join(parts)
+
+
 if __name__ == "__main__":
-    print("# What libraries do when they are used directly\n")
-    print(
-        "Printed by `python -m crosslens.benchmarks.claims`, each claim in a process of its own. The program says which"
-    )
-    print("documentation it follows and what the right way is; `holds` is no where the defect is gone.\n")
-    print(table())
+    print(page())

@@ -55,6 +55,7 @@ def main() -> dict[str, Any]:
         "claim": "in-place work after a tensor was registered changes its recorded gradient and neurons",
         "library": "comgra",
         "version": version("comgra"),
+        "upstream": "not found upstream",
         "observed": {"mean gradient": observed, "least neuron": min(neurons)},
         "expected": {"mean gradient": gradient.mean().item(), "least neuron": pre.min().item()},
         "holds": abs(observed - gradient.mean().item()) > 1e-3 and min(neurons) - pre.min().item() > 1e-3,
@@ -62,4 +63,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

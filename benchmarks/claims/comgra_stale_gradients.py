@@ -61,6 +61,7 @@ def main() -> dict[str, Any]:
         "claim": "the README's minimal example records gradients of its inputs that add up over epochs",
         "library": "comgra",
         "version": version("comgra"),
+        "upstream": "not found upstream",
         "observed": {"abs_mean of the inputs' gradient, epoch 90": found[KEY]},
         "expected": {"abs_mean of the inputs' gradient, epoch 90": right},
         "holds": abs(found[KEY] - right) > 0.01 * right,
@@ -68,4 +69,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

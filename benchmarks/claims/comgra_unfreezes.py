@@ -50,6 +50,7 @@ def main() -> dict[str, Any]:
         "claim": "tracking a model unfreezes its frozen parameters, and they are trained",
         "library": "comgra",
         "version": version("comgra"),
+        "upstream": "not found upstream",
         "observed": {"requires_grad": frozen.requires_grad, "largest change of a frozen weight": moved},
         "expected": {"requires_grad": False, "largest change of a frozen weight": 0.0},
         "holds": frozen.requires_grad and moved > 0,
@@ -57,4 +58,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

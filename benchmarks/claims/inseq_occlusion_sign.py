@@ -42,6 +42,7 @@ def main() -> dict[str, Any]:
         "claim": "occlusion loses its sign",
         "library": "inseq",
         "version": version("inseq"),
+        "upstream": "not found upstream",
         "observed": {"tokens that lower the target": len(lowers), "of them with a positive score": wrong},
         "expected": {"tokens that lower the target": len(lowers), "of them with a positive score": 0},
         "holds": bool(lowers) and wrong == len(lowers),
@@ -49,4 +50,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

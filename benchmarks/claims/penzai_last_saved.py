@@ -28,6 +28,7 @@ def main() -> dict[str, Any]:
         "claim": "one inserted SaveIntermediate keeps the last value alone",
         "library": "penzai",
         "version": version("penzai"),
+        "upstream": "not found upstream",
         "observed": {"values kept of 3 layers": len(variables)},
         "expected": {"values kept of 3 layers": 3},
         "holds": len(variables) < 3,
@@ -35,4 +36,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

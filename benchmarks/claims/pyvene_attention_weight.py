@@ -43,6 +43,7 @@ def main() -> dict[str, Any]:
         "claim": "zeroing the attention of every head of a block changes nothing, without an error",
         "library": "pyvene",
         "version": f"{version('pyvene')} with transformers {version('transformers')}",
+        "upstream": "https://github.com/stanfordnlp/pyvene/issues/200",
         "observed": {"effect on the logits": effect, "collected": collected},
         "expected": {"effect on the logits": should, "collected": str(shape)},
         "holds": effect == 0 and should > 1e-3,
@@ -59,4 +60,4 @@ def _at_attention(kind: Any) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

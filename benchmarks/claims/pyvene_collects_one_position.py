@@ -40,6 +40,7 @@ def main() -> dict[str, Any]:
         "claim": "collecting several positions returns the features of the first only",
         "library": "pyvene",
         "version": version("pyvene"),
+        "upstream": "https://github.com/goodfire-ai/causalab/pull/17",
         "observed": {"shape": list(got.shape), "is the first position alone": first},
         "expected": {"shape": list(want.shape), "is the first position alone": False},
         "holds": first,
@@ -47,4 +48,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

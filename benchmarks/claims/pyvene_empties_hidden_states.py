@@ -37,6 +37,7 @@ def main() -> dict[str, Any]:
         "claim": "after one call the model returns no hidden states when asked for them",
         "library": "pyvene",
         "version": f"{version('pyvene')} with transformers {version('transformers')}",
+        "upstream": "not found upstream",
         "observed": {"before": before, "after": after},
         "expected": {"before": model.config.n_layer + 1, "after": model.config.n_layer + 1},
         "holds": before == model.config.n_layer + 1 and after == 0,
@@ -44,4 +45,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

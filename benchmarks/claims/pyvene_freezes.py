@@ -38,6 +38,7 @@ def main() -> dict[str, Any]:
         "claim": "wrapping freezes the caller's parameters and leaves the model in evaluation mode",
         "library": "pyvene",
         "version": version("pyvene"),
+        "upstream": "not found upstream",
         "observed": after,
         "expected": before,
         "holds": before["trainable parameters"] > 0 and not after["trainable parameters"] and not after["training"],
@@ -49,4 +50,4 @@ def _state(model: GPT2LMHeadModel) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

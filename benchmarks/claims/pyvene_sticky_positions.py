@@ -39,6 +39,7 @@ def main() -> dict[str, Any]:
         "claim": "after a call with one location for all rows, a location for each row is not obeyed",
         "library": "pyvene",
         "version": version("pyvene"),
+        "upstream": "not found upstream",
         "observed": {"logits of row 0 off by": off[0], "logits of row 1 off by": off[1]},
         "expected": {"logits of row 0 off by": 0.0, "logits of row 1 off by": 0.0},
         "holds": max(off) > 1e-3,
@@ -51,4 +52,4 @@ def _zeroing() -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

@@ -41,6 +41,7 @@ def main() -> dict[str, Any]:
         "claim": "one call removes the hooks of others",
         "library": "pyvene",
         "version": version("pyvene"),
+        "upstream": "not found upstream",
         "observed": {"calls seen before": before, "calls seen after": len(seen)},
         "expected": {"calls seen before": before, "calls seen after": before},
         "holds": before == 1 and not seen,
@@ -48,4 +49,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

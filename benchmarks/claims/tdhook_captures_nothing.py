@@ -43,6 +43,7 @@ def main() -> dict[str, Any]:
         "claim": "a container and a pattern that matches nothing capture nothing, without an error",
         "library": "tdhook",
         "version": version("tdhook"),
+        "upstream": "not found upstream",
         "observed": {**observed, **seen},
         "expected": {**{what: _refusal(model, inputs, site) for what, site in sites.items()}, **seen},
         "holds": not any(observed.values()) and all(seen.values()),
@@ -70,4 +71,4 @@ class _Layers(nn.Module):
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

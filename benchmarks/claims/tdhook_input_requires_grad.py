@@ -34,6 +34,7 @@ def main() -> dict[str, Any]:
         "claim": "after saliency the caller's input requires a gradient",
         "library": "tdhook",
         "version": version("tdhook"),
+        "upstream": "not found upstream",
         "observed": after,
         "expected": before,
         "holds": before != after,
@@ -50,4 +51,4 @@ def _state(inputs: Tensor) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

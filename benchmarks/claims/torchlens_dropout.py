@@ -33,6 +33,7 @@ def main() -> dict[str, Any]:
         "claim": "a trace draws dropout of its own",
         "library": "torchlens",
         "version": version("torchlens"),
+        "upstream": "not found upstream",
         "observed": {"equals the plain forward": equal[0], "two traces are equal": equal[1]},
         "expected": {"equals the plain forward": True, "two traces are equal": True},
         "holds": not equal[0],
@@ -40,4 +41,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")

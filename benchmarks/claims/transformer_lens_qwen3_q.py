@@ -48,6 +48,7 @@ def main() -> dict[str, Any]:
         "claim": "hook_q of Qwen3 is not the query that is rotated",
         "library": "transformer-lens",
         "version": version("transformer-lens"),
+        "upstream": "not found upstream",
         "observed": {"largest difference, relative": error},
         "expected": {"largest difference, relative": 0.0},
         "holds": error > 0.01,
@@ -55,4 +56,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    print(__doc__, json.dumps(main(), indent=1), sep="\n")
