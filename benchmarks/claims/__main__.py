@@ -1,4 +1,4 @@
-"""Run every claim, those of one library in one process, and print the table: `python -m crosslens.benchmarks.claims`."""
+"""Run every claim, those of one library in one process, and print a table: `python -m crosslens.benchmarks.claims`."""
 
 from __future__ import annotations
 

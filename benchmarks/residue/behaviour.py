@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .snapshot import Difference
+from .snapshot import Difference, shown
 
 Outcome = list[Tensor] | str
 """Tensors that came of it, or the error."""
@@ -97,7 +97,7 @@ def _outcome(way: Callable[[], Sequence[Any]]) -> Outcome:
     try:
         return [_value(each) for each in way()]
     except Exception as error:  # whatever it is, it is what the user gets
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return shown(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 def _calls(model: Any, ids: Tensor, hook: CountingHook) -> Tensor:

@@ -33,7 +33,7 @@ from .snapshot import Difference, Facts, Identity, comparable, digest, shown
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _OURS = __package__
-_CLASS_OR_FUNCTION = (property, classmethod, staticmethod, type, types.FunctionType, types.BuiltinFunctionType)
+_DESCRIPTORS = (property, classmethod, staticmethod, types.GetSetDescriptorType, types.MemberDescriptorType)
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
     "_global_forward_pre_hooks",
@@ -158,7 +158,7 @@ class Names:
             now = vars(owner)
             for name, was in before.items():
                 is_now = now.get(name)
-                if isinstance(was, _CLASS_OR_FUNCTION) and is_now is not was:
+                if is_now is not was and _is_code(was):
                     after = "removed" if name not in now else shown(Identity(is_now))
                     yield Difference("process", "functions replaced", f"{place}.{name}", shown(Identity(was)), after)
             for name in now.keys() - before.keys():
@@ -174,6 +174,10 @@ class Names:
                 yield Difference("process", kind, f"{place}.{name}", "absent", shown(Identity(value)))
 
 
+def _is_code(value: Any) -> bool:
+    return callable(value) or issubclass(type(value), _DESCRIPTORS)  # not isinstance, which asks the value itself
+
+
 def _top(name: str | None) -> str:
     return (name or "").partition(".")[0]
 
@@ -184,7 +188,7 @@ def _owners() -> Iterator[tuple[str, Any]]:
             continue
         yield name, module
         for attribute, value in list(vars(module).items()):
-            if isinstance(value, type) and value.__module__ == name and value.__qualname__ == attribute:
+            if issubclass(type(value), type) and value.__module__ == name and value.__qualname__ == attribute:
                 yield f"{name}.{attribute}", value
 
 

@@ -173,14 +173,15 @@ def _tensor_hooks(tensor: Tensor) -> Iterable[Identity]:
 def tokenizer_facts(tokenizer: Any, text: str = "the cat sat on a mat") -> Facts:
     """A tokenizer's settings, its special tokens, and what it makes of a text."""
     facts: Facts = {("tokenizer", "class", "tokenizer"): Identity(type(tokenizer))}
+    # before a text is encoded, which sets padding and truncation anew
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is not None:
+        facts["tokenizer", "inner state", "backend_tokenizer"] = _hash(inner.to_str())
     for name, value in vars(tokenizer).items():
         facts["tokenizer", name.replace("_", " ") if name in _SIDES else "attributes", name] = comparable(value)
     for name, value in (getattr(tokenizer, "special_tokens_map", None) or {}).items():
         facts["tokenizer", "special tokens", name] = str(value)
     facts["tokenizer", "encoding", text] = tuple(tokenizer(text)["input_ids"])
-    inner = getattr(tokenizer, "backend_tokenizer", None)
-    if inner is not None:
-        facts["tokenizer", "inner state", "backend_tokenizer"] = _hash(inner.to_str())
     return facts
 
 
