@@ -3,7 +3,7 @@
 Claim: `nsteps` for `n_steps` is reported in a log message at the level of a warning, and the attribution is the one
 of 50 steps.
 Documentation followed: "Quickstart", `integrated_gradients` with `n_steps`.
-Right: spell `n_steps`. Through crosslens an option that a method does not take is an InputError.
+Right: spell `n_steps`. Through crosslens an unknown option is a TypeError.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Claim: a new name that is not saved is an error when it is read; one that existed before silently keeps what it held.
 Documentation followed: README, Quick Start: values are kept by `.save()`.
-Right: `.save()`. Through crosslens what was not captured is a KeyError.
+Right: `.save()`. Through crosslens what was not captured is a SiteError.
 """
 
 from __future__ import annotations

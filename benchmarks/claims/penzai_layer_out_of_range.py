@@ -37,7 +37,7 @@ def main() -> dict[str, Any]:
 
 
 @pz.pytree_dataclass
-class _Zero(pz.nn.Layer):
+class _Zero(pz.nn.Layer):  # type: ignore[misc]  # penzai has no types
     def __call__(self, value: Any, **_: Any) -> Any:
         return 0 * value
 

@@ -37,7 +37,7 @@ def main() -> dict[str, Any]:
 
 
 @pz.pytree_dataclass
-class _Add(pz.nn.Layer):
+class _Add(pz.nn.Layer):  # type: ignore[misc]  # penzai has no types
     value: Any
 
     def __call__(self, value: Any, **_: Any) -> Any:

@@ -142,8 +142,9 @@ def model_facts(model: nn.Module) -> Facts:
         facts["model", "state-dict keys", key] = tuple(value.shape) if isinstance(value, Tensor) else "an object"
     for attribute in ("config", "generation_config"):
         held = getattr(model, attribute, None)
-        if callable(getattr(held, "to_dict", None)):
-            facts |= {("model", attribute, key): comparable(value) for key, value in held.to_dict().items()}
+        to_dict = getattr(held, "to_dict", None)
+        if callable(to_dict):
+            facts |= {("model", attribute, key): comparable(value) for key, value in to_dict().items()}
         if held is not None:
             facts["model", "attention implementation", attribute] = getattr(held, "_attn_implementation", None)
     return facts
