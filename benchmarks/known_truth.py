@@ -235,9 +235,9 @@ def _columns(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, di
 
 def main(
     out: Annotated[Path, typer.Option(help="Markdown file; the cells and averages go beside it.")],
-    seeds: Annotated[int, typer.Option(min=2, help="Models and corpora for each planted difference.")] = 8,
-    nulls: Annotated[int, typer.Option(min=1, help="Forward runs without a difference.")] = 200,
-    training_nulls: Annotated[int, typer.Option(min=1, help="Training runs without a difference.")] = 40,
+    seeds: Annotated[int, typer.Option(min=2, help="Models and corpora for each planted difference.")] = 10,
+    nulls: Annotated[int, typer.Option(min=1, help="Forward runs without a difference.")] = 400,
+    training_nulls: Annotated[int, typer.Option(min=1, help="Training runs without a difference.")] = 100,
     permutations: Annotated[int, typer.Option(min=199, help="Relabellings of each test.")] = 200,
     figure: Annotated[Path | None, typer.Option(help="File for the power curves, such as power.pdf.")] = None,
 ) -> None:

@@ -79,6 +79,7 @@ def plot_power(
         number = list(WAYS).index(way) if way in WAYS else i
         ax.errorbar(
             place, mean, yerr=[mean - low, high - mean], label=way, color=COLOURS[number % len(COLOURS)],
+            ecolor=(COLOURS[number % len(COLOURS)], 0.5),
             marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, elinewidth=0.8,
         )  # fmt: skip
     ax.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -58,7 +57,7 @@ def averages(table: pd.DataFrame) -> pd.DataFrame:
                     continue
                 found = (group[name].mean(), *wilson(int(group[name].sum()), len(group)))
             else:
-                found = interval(group[name].tolist())
+                found = _within(interval(group[name].tolist()))
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -76,7 +75,7 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
     means = planted.groupby(["way", "n", "seed"], sort=False)[list(FIGURES)].mean()
     rows = []
     for (way, n), group in means.groupby(["way", "n"], sort=False):
-        rows.append({"way": way, "n": n, **{name: _shown(interval(group[name].tolist())) for name in FIGURES}})
+        rows.append({"way": way, "n": n, **{name: _shown(_within(interval(group[name].tolist()))) for name in FIGURES}})
     return pd.DataFrame(rows)
 
 
@@ -136,6 +135,11 @@ def markdown(table: pd.DataFrame) -> str:
     lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + " --- |" * len(table.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
     return "\n".join(lines)
+
+
+def _within(found: tuple[float, float, float]) -> tuple[float, float, float]:
+    """An interval of a share, cut at 0 and 1."""
+    return found[0], max(0.0, found[1]), min(1.0, found[2])
 
 
 def _shown(found: tuple[float, float, float]) -> str:
@@ -202,13 +206,9 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any], command: str) -> str:
 def platform_of(machine: Mapping[str, Any]) -> str:
     """Class of the processor, such as x86."""
     text = str(machine["platform"]).lower()
-    return (
-        "x86"
-        if "x86" in text or "amd64" in text
-        else "ARM"
-        if "aarch64" in text or "arm64" in text
-        else platform.machine()
-    )
+    if "x86" in text or "amd64" in text:
+        return "x86"
+    return "ARM" if "aarch64" in text or "arm64" in text else "other"
 
 
 def _verdict(table: pd.DataFrame) -> str:
@@ -230,7 +230,8 @@ def _losses(table: pd.DataFrame) -> list[str]:
         f"`{OURS}` against each other way on the same runs: {len(gaps)} comparisons by way, kind, n and figure. In "
         f"{len(better)} the whole interval of the difference is in its favour, in {len(worse)} in the other's, and "
         f"{len(gaps) - len(better) - len(worse)} are open. The intervals are of single comparisons: of as "
-        f"many that differ by nothing about {round(0.025 * len(gaps))} would fall on either side."
+        f"many that differ by nothing about {round(0.025 * len(gaps))} would fall on either side. Joining figures and "
+        "directions costs half the level of each, which is the price where one of them alone, or a probe, would do."
     )
     if worse.empty:
         return [text]
@@ -263,11 +264,14 @@ rate at once."""
 _OVERALL = """Means over all kinds and sizes, with 95 % intervals by Student's t over {seeds} seeds. auroc, ap: of the
 ranking, affected places against the others. first: how often the first place that is declared, in the order of
 execution, is the first that is affected. power: share of the affected places that are declared. false: share of runs in
-which a place that is not affected is declared; fdp: share of the declared places that are not affected."""
+which a place that is not affected is declared; fdp: share of the declared places that are not affected. All runs of one
+seed share their texts, so that a difference which came by chance is in all of them: the seed is the unit, and where few
+of them have one the interval is wide."""
 _NOT = """## What is not to be concluded
 
 - Models are tiny and their weights random; texts are letters. Sizes at which a difference is found here say nothing
-  about sizes in a trained model. What carries over is the order of ways where it is clear, and calibration.
+  about sizes in a trained model, and which way is better there has to be measured there. That the tests hold their
+  level rests on permutations, not on the model.
 - Categories are unpaired, and differ in nothing else. Paired prompts, of which this engine makes use, would find
   smaller differences.
 - comgra ranks and tests nothing by itself: its figures are ranked here by the effect sizes and tests of this package.

@@ -329,3 +329,15 @@ def test_all_ways_answer_where_vectors_are_missing() -> None:
     found = found_by_all(seen, 199, 0)
     assert not found["crosslens: directions"].declared.any()
     assert found["crosslens"].declared.any()
+
+
+def test_the_kept_page_is_what_its_cells_say() -> None:
+    kept = Path(__file__).parents[1] / "results" / "known-truth.md"
+    records = [json.loads(line) for line in kept.with_suffix(".jsonl").read_text().splitlines()]
+    text = kept.read_text()
+    command = text.split("`")[1]
+    assert command.startswith("python -m crosslens.benchmarks.known_truth --out results/known-truth.md --seeds 10 ")
+    assert records[0]["settings"] == json.loads(json.dumps(settings(200))), "the benchmark has changed: run it again"
+    table = tables.as_table(records[1:])
+    assert tables.page(table, records[0], command) == text
+    assert tables._csv(tables.averages(table)) == kept.with_suffix(".csv").read_text()
