@@ -35,7 +35,7 @@ def main() -> dict[str, Any]:
         "claim": "without a cache a steered generation gives the plain tokens",
         "library": "pyvene",
         "version": version("pyvene"),
-        "upstream": "https://github.com/stanfordnlp/pyvene/issues/193",
+        "upstream": "not found upstream",
         "observed": {"tokens without the cache": tokens[1], "are the plain ones": tokens[1] == plain},
         "expected": {"tokens without the cache": tokens[0], "are the plain ones": False},
         "holds": tokens[1] == plain != tokens[0],
