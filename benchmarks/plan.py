@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from crosslens.adapters import BackendNotInstalledError, InputError, backends, load_backend
+from crosslens.adapters import BackendNotInstalledError, InputError, Inspector, backends, load_backend
 from crosslens.adapters.registry import GROUP
 from crosslens.tasks import Task, known_models, load_model, load_task, tasks
 from crosslens.tasks.base import Size
@@ -238,6 +238,15 @@ def find_task(name: str) -> Task:
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise InputError(f"task {name!r} is no subclass of crosslens.tasks.Task")
     return found()
+
+
+def why_not(task: Task, backend: type[Inspector]) -> str | None:
+    """Why a backend cannot do a task: the capabilities that it lacks, by reason; None where it can."""
+    states = backend.supports()
+    lacking: dict[str, list[str]] = {}
+    for need in task.lacks(states):
+        lacking.setdefault(f"({states[need].state}): {states[need].reason}", []).append(need)
+    return "; ".join(f"{', '.join(needs)} {why}" for why, needs in lacking.items()) or None
 
 
 def built_in_backends() -> list[str]:

@@ -17,9 +17,9 @@ from typing import Any
 from crosslens.adapters import load_backend
 from crosslens.tasks import known_models
 
-from .environment import environment
+from .environment import environment, library_version
 from .launch import run_worker
-from .plan import Cell, Plan
+from .plan import Cell, Plan, find_task, why_not
 from .progress import Show
 from .store import RunFolder
 
@@ -59,8 +59,8 @@ def execute(plan: Plan, folder: RunFolder, show: Show) -> bool:
             reference = None
             if kind == "backend":
                 reference = next(c.id for c in cells if c.kind == "reference" and (c.task, c.model) == cell.of)
-                if status[reference] != "done":
-                    status[cell.id] = _without_reference(cell, folder, show)
+                if found := _not_run(cell, status[reference]):
+                    status[cell.id] = _keep(cell, found, folder, show)
                     continue
             waiting.append((cell, reference))
         status |= queue.run(waiting)
@@ -124,14 +124,32 @@ class Queue:
         return asdict(cell) | {"started": started} | found.cell, found.samples, scratch
 
 
-def _without_reference(cell: Cell, folder: RunFolder, show: Show) -> str:
-    """A cell that cannot be judged is not run."""
-    reason = "not run: its reference did not finish, so there is nothing to compare it with"
-    kept = asdict(cell) | {"status": "failed", "reason": reason, "figures": {}, "seconds": 0.0}
+def _not_run(cell: Cell, reference: str) -> dict[str, Any] | None:
+    """What is known of a cell that needs no process; None where it is to be run."""
+    assert cell.backend is not None
+    try:
+        backend = load_backend(cell.backend)
+    except Exception:
+        backend = None  # the cell's own process says what is broken
+    if backend is not None and (reason := why_not(find_task(cell.task), backend)):
+        library = backend.library or "torch"
+        return {"status": "unsupported", "reason": reason, "library": library, "version": library_version(library)}
+    if reference != "done":
+        return {
+            "status": "failed",
+            "reason": "not run: its reference did not finish, so there is nothing to compare it with",
+        }
+    return None
+
+
+def _keep(cell: Cell, found: dict[str, Any], folder: RunFolder, show: Show) -> str:
+    """Keep a cell that was not run; returns its status."""
     show.start(str(cell))
+    kept = asdict(cell) | {"figures": {}, "seconds": 0.0} | found
     folder.add(kept, [], folder.scratch(cell.id))
-    show.finish(str(cell), "failed", reason, 0.0)
-    return "failed"
+    show.finish(str(cell), kept["status"], kept["reason"], 0.0)
+    status: str = kept["status"]
+    return status
 
 
 def _library(name: str) -> str | None:

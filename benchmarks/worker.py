@@ -26,7 +26,7 @@ from crosslens.tasks.base import Progress
 
 from .environment import library_version
 from .memory import PeakMemory, resident
-from .plan import find_task
+from .plan import find_task, why_not
 from .store import to_json
 from .timing import Call, Sampling, no_garbage_collection, seconds, time_pairs
 
@@ -119,12 +119,8 @@ def backend(job: dict[str, Any], report: Report) -> None:
     figures["import_s"] = time.perf_counter() - start
     report.cell["library"] = kind.library or "torch"
     report.cell["version"] = library_version(report.cell["library"])
-    states = kind.supports()
-    lacking: dict[str, list[str]] = {}
-    for need in task.lacks(states):
-        lacking.setdefault(f"({states[need].state}): {states[need].reason}", []).append(need)
-    if lacking:
-        report.end("unsupported", "; ".join(f"{', '.join(needs)} {why}" for why, needs in lacking.items()))
+    if reason := why_not(task, kind):
+        report.end("unsupported", reason)
         return
     model, tokenizer, work = _load(job, task, report)
     bare = task.bare(model, work)
