@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import track
 
 import crosslens.benchmarks.claims as claims
+from crosslens.tasks.parts import replace_file
 
 _CODE = f"""
 import importlib, json, sys
@@ -125,5 +127,15 @@ def page() -> str:
     return "\n\n".join(parts)
 
 
+def main(
+    out: Annotated[Path | None, typer.Option(help="A .md file for the page; else it is printed.")] = None,
+) -> None:
+    """Run every claim, and print or keep what came of it."""
+    if out is None:
+        print(page())
+    else:
+        replace_file(out, (page() + "\n").encode())
+
+
 if __name__ == "__main__":
-    print(page())
+    typer.run(main)
