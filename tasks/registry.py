@@ -22,6 +22,7 @@ from .planted import Planted
 from .probe import Probe
 from .saliency import Saliency
 from .steering import Steering
+from .training import TrainingSteps
 
 _TASKS: Mapping[str, type[Task]] = MappingProxyType(
     {
@@ -39,6 +40,7 @@ _TASKS: Mapping[str, type[Task]] = MappingProxyType(
             Saliency,
             Probe,
             Generation,
+            TrainingSteps,
             Planted,
         )
     }
