@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -40,7 +41,7 @@ def run_command(
         CrosslensError: before any work, for arguments or a folder that cannot be used.
     """
     err = Console(stderr=True)
-    given = {
+    given: dict[str, Any] = {
         "backend": backend,
         "task": task,
         "model": model,

@@ -93,7 +93,7 @@ def hooks_directly(patches: Map) -> Way:
             return output
 
         def at_heads(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            z = args[0].clone().unflatten(-1, value.shape[-2:])
+            z = args[0].clone().reshape(*args[0].shape[:-1], *value.shape[-2:])
             z[:, :, i] = value[:, :, i]
             return (z.flatten(-2),)
 
@@ -122,7 +122,7 @@ def transformer_lens_directly(patches: Map) -> Way:
 
         def patch(act: Tensor, hook: Any) -> Tensor:
             if heads:
-                act = act.unflatten(-1, value.shape[-2:]) if act.ndim == 3 else act
+                act = act.reshape(value.shape) if act.ndim == 3 else act
                 act[:, :, i] = value[:, :, i]
             else:
                 act[:, i] = value[:, i]
@@ -190,7 +190,8 @@ def _measure(patches: Map, names: list[str], rounds: int, sample: int, table: Ta
     ways = {f"sweep, {name}": swept(patches, lens) for name, lens in lenses.items()}
     ways |= {f"loop, {name}": looped(patches, lens) for name, lens in lenses.items()}
     ways |= {f"loop, {name} directly": DIRECTLY[name](patches) for name in names if name in DIRECTLY}
-    drawn, samples = random.Random(0), {way: [] for way in ways}  # type: dict[str, Any]
+    drawn = random.Random(0)
+    samples: dict[str, list[float]] = {way: [] for way in ways}
     some = sorted(drawn.sample(whole, min(sample, len(whole))))
     want = ways[f"loop, {names[0]}"](some)
     differences = {way: float((call(some) - want).abs().max()) for way, call in ways.items()}

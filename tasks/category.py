@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .accumulators import Quantiles, UnitMoments, joined
+from .accumulators import Quantiles, UnitMoments
 from .examples import Example
-from .kernels import Array, empty
+from .kernels import Array, empty, joined
 
 Vectors = NDArray[np.float32]
 

@@ -130,15 +130,17 @@ def bert(weights: Mapping[str, Tensor], config: Any, ids: Tensor) -> dict[str, T
     """
 
     def linear(name: str, x: Tensor) -> Tensor:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        out: Tensor = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        return out
 
     def norm(name: str, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
         spread = (centred.square().mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
-        return centred / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        out: Tensor = centred / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return out
 
     def heads(x: Tensor) -> Tensor:  # (batch, pos, d_model) -> (batch, head, pos, d_head)
-        return x.unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], config.num_attention_heads, -1).transpose(1, 2)
 
     word, position, kind = (
         weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")

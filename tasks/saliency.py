@@ -299,6 +299,6 @@ def _make(
 
 def _empty(work: Work) -> dict[str, NDArray[np.float64]]:
     shape = len(work.prompts), max(len(prompt.tokens) for prompt in work.prompts)
-    out = {name: np.full(shape, np.nan) for name in ("input_x_gradient", "integrated")}
+    out: dict[str, NDArray[np.float64]] = {name: np.full(shape, np.nan) for name in ("input_x_gradient", "integrated")}
     out["change"] = np.full(len(work.prompts), np.nan)
     return out

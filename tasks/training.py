@@ -136,7 +136,7 @@ class TrainingSteps(Task):
                 with torch.no_grad():
                     for parameter, momentum, grad in zip(parameters, momenta, grads[len(tensors) :], strict=True):
                         momentum.mul_(MOMENTUM).add_(grad)
-                        parameter -= RATE * momentum
+                        parameter.sub_(RATE * momentum)
                 count(i)
             out[f"figures {number}"], out[f"loss {number}"] = np.array(figures), np.array(losses)
         return _compared(out, work)
@@ -253,7 +253,7 @@ def diagnose(result: Result, number: int, training: Training) -> Finding:
         return Finding("", "", "", 0.0, frozenset())
     at = (min(forward), 0) if forward else (max(backward), 1)
     here = apart[[place == at for place in places]]
-    best = here.loc[here["g"].abs().idxmax()]
+    best = here.iloc[int(here["g"].abs().to_numpy().argmax())]
     figure = best["feature"][2]
     steps = out_of_line(values[:, at[0], at[1], figure])
     return Finding(KINDS[at[1]], _sites(training)[at[0]], FIGURES[figure], float(best["g"]), steps)
@@ -323,7 +323,7 @@ def _forth_and_back(net: Net, optimizer: torch.optim.Optimizer, x: Tensor, y: Te
     optimizer.zero_grad()
     loss = F.cross_entropy(net(x), y)
     report(loss)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 

@@ -69,7 +69,10 @@ class Block(nn.Module):
         """(batch, pos, width) -> the same"""
         x = x + self.attn(self.norm1(x))
         found = self.mlp(self.norm2(x))
-        return x + (_Amplified.apply(found) if self.ill else found)
+        if self.ill:
+            found = _Amplified.apply(found)  # type: ignore[no-untyped-call]
+        out: Tensor = x + found
+        return out
 
 
 class Attention(nn.Module):
