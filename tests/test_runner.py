@@ -554,18 +554,20 @@ def test_garbage_collection_comes_back_after_an_exception() -> None:
 
 
 def test_peak_memory_of_a_part_is_its_own() -> None:
-    memory = PeakMemory()
-    first = np.full(25_000_000, 1.0)  # 200 MB
-    whole = memory.whole()
-    del first
-    if not memory.mark():
-        pytest.skip("this system cannot tell the peak of a part")
-    before = resident()
-    second = np.full(6_250_000, 1.0)  # 50 MB
-    rise = memory.since_mark() - before
-    del second
-    assert 40e6 < rise < 70e6
-    assert memory.whole() >= whole - 5e6, "the peak before the mark is not forgotten"
+    rises = []
+    for _ in range(5):  # a system short of memory takes some of a process's back at any moment
+        memory = PeakMemory()
+        first = np.full(25_000_000, 1.0)  # 200 MB
+        whole = memory.whole()
+        del first
+        if not memory.mark():
+            pytest.skip("this system cannot tell the peak of a part")
+        before = resident()
+        second = np.full(6_250_000, 1.0)  # 50 MB
+        rises.append(memory.since_mark() - before)
+        del second
+        assert memory.whole() >= whole - 5e6, "the peak before the mark is not forgotten"
+    assert any(40e6 < rise < 70e6 for rise in rises), rises
 
 
 def test_the_random_order_leaves_the_callers_random_state_alone() -> None:
