@@ -44,16 +44,8 @@ def test_the_library_of_every_backend_is_here(name: str) -> None:
         pytest.skip(str(error.value))
 
 
-def _here(name: str, group: str) -> bool:
-    """All groups but some of torchlens, whose kit takes a quarter of an hour: llama alone in every dtype and padding,
-    gpt2 and gpt_neox in float64 without. `make outcomes` and `crosslens check torchlens` run it whole."""
-    return name != "torchlens" or "/gpt" not in group or group.endswith("float64-none")
-
-
 # one test for all checks of a group: 30,000 tests of a millisecond would cost more in pytest than in the kit
-@pytest.mark.parametrize(
-    ("name", "group"), [(name, group) for name in INSTALLED for group in _groups(name) if _here(name, group)]
-)
+@pytest.mark.parametrize(("name", "group"), [(name, group) for name in INSTALLED for group in _groups(name)])
 def test_promises(name: str, group: str) -> None:
     bad = []
     for check in _groups(name)[group]:
