@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,34 @@ class ShiftedPositions(HooksInspector):
     def _in_order(self, plan: Plan, capture: Any) -> dict[str, Any]:
         found = super()._in_order(plan, capture)
         return {name: tensor.roll(1, dims=-2 if name.endswith("pattern") else 1) for name, tensor in found.items()}
+
+
+class NextPosition(HooksInspector):
+    """Edits the position after the one that was named, if there is one."""
+
+    def _plan(self, ready: Any, geometry: Any, capture: Any, edits: Iterable[Edit], *rest: Any, **more: Any) -> Plan:
+        last = min(geometry.lengths) - 1
+        moved = [
+            dataclasses.replace(edit, positions=[min(p + 1, last) for p in edit.positions])
+            if isinstance(edit.positions, Sequence) and len(edit.positions) == 1 and edit.positions[0] >= 0
+            else edit
+            for edit in edits
+        ]
+        return super()._plan(ready, geometry, capture, moved, *rest, **more)
+
+
+class NextUnit(HooksInspector):
+    """Edits the units after those that were named."""
+
+    def _plan(self, ready: Any, geometry: Any, capture: Any, edits: Iterable[Edit], *rest: Any, **more: Any) -> Plan:
+        width = self.architecture.sizes["d_mlp"]
+        moved = [
+            dataclasses.replace(edit, units=[(u + 1) % width for u in edit.units])
+            if isinstance(edit.units, Sequence)
+            else edit
+            for edit in edits
+        ]
+        return super()._plan(ready, geometry, capture, moved, *rest, **more)
 
 
 class MlpBranchOnly(HooksInspector):

@@ -11,12 +11,8 @@ import torch
 from torch import nn
 
 from crosslens.adapters import InputError, open_inspector
-from crosslens.adapters.conformance import FAMILIES
 from crosslens.adapters.conformance.models import tiny_model
 from crosslens.tasks.facts import Facts
-
-from .broken import IgnoresEdits
-from .mutants import NextPosition, PreviousLayer
 
 TASK = Facts()
 
@@ -116,42 +112,6 @@ def test_traces_by_plain_hooks(llama: tuple[nn.Module, Any, Any]) -> None:
     last = model(prompt.ids).logits[0, -1].detach().numpy()
     assert reference["margin"][0] == pytest.approx(last[prompt.answer] - np.delete(last, prompt.answer).max())
     assert reference["resid"][0, -1, -1] == pytest.approx(reference["clean"][0])  # the end decides
-
-
-# --- backends against the reference ---
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_hooks_agree_with_the_reference(family: str, dtype: torch.dtype) -> None:
-    model, tokenizer = tiny_model(family, dtype=dtype)
-    work = TASK.prepare(model, tokenizer, size="smoke")
-    reference = TASK.reference(model, work)
-    with open_inspector("hooks", model) as lens:
-        result = TASK.run(lens, work)
-    score = TASK.score(result, reference, work, str(dtype).removeprefix("torch."))
-    assert score.right
-    assert score.rank_agreement > 0.99
-    assert score.effect > TASK.least_effect
-
-
-@pytest.mark.parametrize("name", ["transformer_lens", "nnsight", "pyvene"])
-def test_libraries_agree_with_the_reference(name: str) -> None:
-    model, tokenizer = tiny_model("llama")
-    work = TASK.prepare(model, tokenizer, size="smoke")
-    reference = TASK.reference(model, work)
-    with open_inspector(name, model) as lens:
-        result = TASK.run(lens, work)
-    assert TASK.score(result, reference, work, "float32").right
-
-
-@pytest.mark.parametrize("kind", [IgnoresEdits, NextPosition, PreviousLayer])
-def test_a_broken_backend_is_wrong(kind: Any) -> None:
-    model, tokenizer = tiny_model("llama")
-    work = TASK.prepare(model, tokenizer, size="smoke")
-    reference = TASK.reference(model, work)
-    with kind(model) as lens:
-        assert not TASK.score(TASK.run(lens, work), reference, work, "float32").right
 
 
 # --- for a reader ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from torch import nn
 from crosslens.adapters import InputError, open_inspector
 from crosslens.adapters.conformance.models import tiny_model
 from crosslens.adapters.hooks import HooksInspector
-from crosslens.adapters.plan import Location, Point
-from crosslens.adapters.sites import Site
 from crosslens.tasks.base import Result
 from crosslens.tasks.generation import FIGURES, Generation, Work
+
+from .broken import OtherLayer
 
 FAMILIES = ["llama", "gpt2", "gpt_neox"]
 
@@ -58,16 +57,6 @@ def test_hooks_agree_with_the_reference(family: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 def test_other_backends_agree(llama: tuple[nn.Module, Any], work: Work, reference: Result, backend: str) -> None:
     assert Generation().score(outcome(llama[0], work, backend), reference, work, "float32").right
-
-
-class OtherLayer(HooksInspector):
-    """Reads the block before the one that was named."""
-
-    def _locate(self, site: Site) -> Location:
-        location = super()._locate(site)
-        assert isinstance(location.key, Point)
-        path = location.key.path.replace(f".{site.layer}", f".{max(0, (site.layer or 0) - 1)}")
-        return dataclasses.replace(location, key=Point(path, location.key.side))
 
 
 class ReadsLate(HooksInspector):

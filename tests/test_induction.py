@@ -14,13 +14,9 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from crosslens.adapters import InputError, open_inspector
-from crosslens.adapters.conformance import FAMILIES
 from crosslens.adapters.conformance.models import tiny_model
 from crosslens.tasks.ablation import leading, losses, others
 from crosslens.tasks.induction import Induction, _found, _halves
-
-from .broken import IgnoresEdits, SwappedHeads
-from .mutants import PreviousLayer
 
 TASK = Induction()
 
@@ -133,42 +129,6 @@ def test_losses_are_those_of_the_next_token() -> None:
         p = np.exp(logits[row].numpy())
         by_hand = [-np.log(p[t, ids[row, t + 1]] / p[t].sum()) for t in range(4)]
         np.testing.assert_allclose(found, by_hand, atol=1e-12)
-
-
-# --- backends against the reference ---
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_hooks_agree_with_the_reference(family: str, dtype: torch.dtype) -> None:
-    model, tokenizer = tiny_model(family, dtype=dtype)
-    work = TASK.prepare(model, tokenizer, size="smoke")
-    reference = TASK.reference(model, work)
-    with open_inspector("hooks", model) as lens:
-        result = TASK.run(lens, work)
-    score = TASK.score(result, reference, work, str(dtype).removeprefix("torch."))
-    assert score.right
-    assert score.rank_agreement > 0.99
-    assert score.effect > TASK.least_effect
-
-
-@pytest.mark.parametrize("name", ["transformer_lens", "nnsight", "pyvene"])
-def test_libraries_agree_with_the_reference(name: str) -> None:
-    model, tokenizer = tiny_model("llama")
-    work = TASK.prepare(model, tokenizer, size="smoke")
-    reference = TASK.reference(model, work)
-    with open_inspector(name, model) as lens:
-        result = TASK.run(lens, work)
-    assert TASK.score(result, reference, work, "float32").right
-
-
-@pytest.mark.parametrize("kind", [IgnoresEdits, PreviousLayer, SwappedHeads])
-def test_a_broken_backend_is_wrong(kind: Any) -> None:
-    model, tokenizer = tiny_model("llama")
-    work = TASK.prepare(model, tokenizer, size="smoke")
-    reference = TASK.reference(model, work)
-    with kind(model) as lens:
-        assert not TASK.score(TASK.run(lens, work), reference, work, "float32").right
 
 
 # --- for a reader ---
