@@ -111,11 +111,15 @@ def test_keys_move_in_the_heat_map_and_open_a_site(opened: Any) -> None:
 def test_the_heat_map_shows_what_is_selected(opened: Any) -> None:
     opened.locator("#kpi").select_option(label="rms")
     opened.locator("#show").select_option(label="effect size g, Kenyan against Norwegian")
-    shown = opened.get_by_role("button", name="blocks.3.attn.out", exact=False).inner_text()
+    cell = opened.get_by_role("button", name="blocks.3.attn.out", exact=False)
     row = SMALL["contrasts"].query(
         "site == 'blocks.3.attn.out' and kpi == 'rms' and a == 'Kenyan' and b == 'Norwegian'"
     )
-    assert float(shown) == pytest.approx(row["g"].item(), abs=0.01)
+    title = cell.get_attribute("title")
+    assert title.startswith("blocks.3.attn.out: ")
+    assert float(title.partition(": ")[2]) == pytest.approx(row["g"].item(), abs=0.01)
+    assert float(cell.inner_text()) == pytest.approx(row["g"].item(), rel=0.05)
+    assert len(cell.inner_text()) <= 5, "it fits its cell"
 
 
 def test_the_ranking_filters_sorts_and_leads_to_the_site(opened: Any) -> None:

@@ -33,6 +33,12 @@ function shown(value) {
   if (Number.isInteger(x) && Math.abs(x) < 1e6) return String(x);
   return Math.abs(x) >= 1e5 || (x !== 0 && Math.abs(x) < 1e-3) ? x.toExponential(1) : String(Number(x.toPrecision(3)));
 }
+function brief(value) { // two digits: what a cell of the heat map has room for; its title has three
+  const x = number(value);
+  if (!Number.isFinite(x) || x === 0 || Number.isInteger(x) && Math.abs(x) < 1000) return shown(x);
+  if (Math.abs(x) >= 1000 || Math.abs(x) < 0.01) return x.toExponential(0).replace("+", "");
+  return String(Number(x.toPrecision(2))).replace(/^(-?)0\./, "$1.");
+}
 function options(select, entries) {
   select.replaceChildren(...entries.map(([value, text]) => make("option", { value }, text)));
 }
@@ -91,7 +97,7 @@ function drawHeat() {
     if (site === undefined) return make("td");
     const x = values[site], strong = Math.abs((x - middle) / (scale || 1)) > 0.62;
     const button = make("button", { type: "button", title: `${D.sites[site][0]}: ${shown(x) || "no figure"}`,
-      "aria-label": `${D.sites[site][0]}, ${shown(x) || "no figure"}`, "aria-pressed": String(chosen === site) }, shown(x));
+      "aria-label": `${D.sites[site][0]}, ${shown(x) || "no figure"}`, "aria-pressed": String(chosen === site) }, brief(x));
     button.style.background = paint(x, scale, middle);
     if (strong) button.style.color = "#fff";
     button.dataset.site = site;
@@ -241,7 +247,7 @@ function drawCurve() {
       points: at.map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" ") }));
   });
   const legend = make("ul", { class: "note" }, ...parts.map((c, i) => {
-    const item = make("li", {}, c.category + (c.every > 1 ? ` (every ${c.every}th step)` : ""));
+    const item = make("li", {}, c.category + (c.every > 1 ? ` (one step in ${c.every})` : ""));
     item.style.color = COLOURS[i % COLOURS.length];
     return item;
   }));
