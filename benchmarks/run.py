@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +25,7 @@ from .store import RunFolder
 
 FINDINGS = frozenset({"wrong", "vacuous", "failed", "crashed", "timeout", "out-of-memory"})
 """Outcomes of a cell that make `crosslens run` exit with status 1."""
+_AWAKE = 0.25  # seconds between two looks at what has finished
 
 
 def facts(plan: Plan) -> dict[str, Any]:
@@ -83,13 +84,16 @@ class Queue:
         """Run and keep each, in the order in which they end; cell -> status."""
         status = {}
         with ThreadPoolExecutor(self._plan.jobs) as pool:
-            running = {pool.submit(self._one, cell, reference): cell for cell, reference in cells}
             try:
-                for done in as_completed(running):
-                    kept, samples, scratch = done.result()
-                    self._folder.add(kept, samples, scratch)
-                    status[kept["id"]] = kept["status"]
-                    self._show.finish(str(running[done]), kept["status"], kept["reason"], kept["seconds"])
+                running = {pool.submit(self._one, cell, reference): cell for cell, reference in cells}
+                while running:
+                    # not for ever: a Ctrl-C that the system gives to another thread is seen when this one wakes
+                    for done in wait(running, timeout=_AWAKE, return_when=FIRST_COMPLETED).done:
+                        cell = running.pop(done)
+                        kept, samples, scratch = done.result()
+                        self._folder.add(kept, samples, scratch)
+                        status[kept["id"]] = kept["status"]
+                        self._show.finish(str(cell), kept["status"], kept["reason"], kept["seconds"])
             except BaseException:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
