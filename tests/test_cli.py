@@ -308,8 +308,10 @@ def test_ctrl_c_stops_the_worker_and_keeps_what_was_finished(tmp_path: Path) -> 
     command = [sys.executable, "-m", "crosslens.benchmarks.cli", "run", "--suite", "smoke", "--backend", "hooks"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     runner = subprocess.Popen(
-        [*command, "--task", here(Hangs), "--out", str(out)], env=env, stderr=subprocess.PIPE, text=True
-    )
+        [*command, "--task", here(Hangs), "--out", str(out)], env=env, stderr=subprocess.PIPE, text=True,
+        # what a shell starts in the background ignores Ctrl-C, and so would what these tests start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     try:
         child = _child_of_the_hanging_worker(out, runner)
         runner.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -376,13 +377,25 @@ def test_cells_run_beside_one_another_on_cores_of_their_own(tmp_path: Path) -> N
     assert status[("Wrong", "backend")] == "wrong"
 
 
-@pytest.mark.parametrize("cut", ["between cells", "within a line", "before a line"])
-def test_a_run_that_was_cut_goes_on_and_loses_or_doubles_nothing(cut: str, tmp_path: Path) -> None:
-    plan, path = a_plan(Right, Vacuous), tmp_path / "run"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, Any], Path]:
+    """A plan, its settings and the folder of a run of it."""
+    plan, path = a_plan(Right, Vacuous), tmp_path_factory.mktemp("finished") / "run"
     settings = facts(plan)
     folder = RunFolder(path, settings)
-    execute(plan, folder, Told())
+    with pytest.MonkeyPatch.context() as patch:  # as the fixture above, which is set for each test anew
+        patch.setenv("PYTHONPATH", str(ROOT))
+        execute(plan, folder, Told())
     folder.close()
+    return plan, settings, path
+
+
+@pytest.mark.parametrize("cut", ["between cells", "within a line", "before a line"])
+def test_a_run_that_was_cut_goes_on_and_loses_or_doubles_nothing(
+    cut: str, finished: tuple[Plan, dict[str, Any], Path], tmp_path: Path
+) -> None:
+    plan, settings, kept = finished
+    path = Path(shutil.copytree(kept, tmp_path / "run"))
     whole = read_run(path)
     lines = (path / "cells.jsonl").read_text().splitlines(keepends=True)
     last = whole.cells[-1]["id"]
