@@ -80,13 +80,16 @@ class Table:
 
 
 def tables(run: StoredRun) -> list[Table]:
-    """Every table of a run, in the order of its arguments; cells that have not finished are left out."""
+    """Every table of a run, in the order of its arguments; cells that have not finished are left out.
+
+    A task that brings its own model has its table too, though the run was asked for other models.
+    """
     asked = run.facts["arguments"]
     found = []
     for task in asked["tasks"]:
-        for model in asked["models"]:
-            cells = [cell for cell in run.cells if cell["task"] == task and cell["model"] == model]
-            if cells:
+        mine = [cell for cell in run.cells if cell["task"] == task]
+        for model in dict.fromkeys((*asked["models"], *(cell["model"] for cell in mine))):
+            if cells := [cell for cell in mine if cell["model"] == model]:
                 found.append(_table(run, task, model, cells))
     return found
 
@@ -184,6 +187,9 @@ def _notes(run: StoredRun, cells: Sequence[dict[str, Any]], rows: Sequence[Row])
         notes.append(f"{backend} was skipped: {reason}")
     for cell in cells:
         name = cell["backend"] or "the reference"
+        if known := cell.get("known"):
+            holds = "which the reference shows" if known["holds"] else "which the reference does NOT show"
+            notes.append(f"known: {known['fact']}, {holds}: {known['found']}")
         if cell["status"] not in ("right", "done"):
             notes.append(f"{name}: {cell['status']}: {cell['reason']}")
         elif cell.get("reason"):
@@ -244,12 +250,14 @@ def _legend(run: StoredRun, rows: Sequence[Row]) -> list[str]:
     versions = machine["versions"]
     cores = machine["cores"]["physical"] or machine["cores"]["logical"]
     load = machine["load_average"][0]
+    jobs = asked.get("jobs", 1)
+    beside = f", {jobs} cells at a time, each on cores of its own" if jobs > 1 else ""
     if load > _BUSY * cores:
         notes.append(
             f"the machine was busy when the run started (load {load:.1f} on {cores} cores): expect wide intervals"
         )
     notes.append(
-        f"{machine['cpu']}, {cores} cores, {asked['threads']} threads, load {load:.1f} at the "
+        f"{machine['cpu']}, {cores} cores, {asked['threads']} threads{beside}, load {load:.1f} at the "
         f"start; torch {versions['torch']}, transformers {versions['transformers']}; {asked['dtype']}, "
         f"{asked['attn_implementation']} attention."
     )

@@ -313,3 +313,29 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_samples_of_other_cells_do_not_matter(run: StoredRun) -> None:
     more = pd.concat([run.samples, run.samples.assign(cell="another")])
     assert rows(replace(run, samples=more)) == rows(run)
+
+
+def test_a_task_with_a_model_of_its_own_has_a_table_and_what_is_known_is_said(tmp_path: Path) -> None:
+    known = {"fact": "water is wet", "found": "0.98 wet", "holds": True}
+    own = {"task": "encoder", "model": "minilm-l6"}
+    cells = [a_cell(None, id="r", known=known, **own), a_cell("hooks", id="h", **own), a_cell(None)]
+    facts = FACTS | {"arguments": ARGUMENTS | {"tasks": ["ioi", "encoder"], "jobs": 2, "threads": 1}}
+    folder = RunFolder(tmp_path / "run", facts)
+    for cell in cells:
+        folder.add(cell, [], folder.scratch(cell["id"]))
+    folder.close()
+    found = tables(read_run(tmp_path / "run"))
+    assert [table.title for table in found] == ["ioi on tiny-llama", "encoder on minilm-l6"]
+    text = FORMATS["md"](found[1:])
+    assert "known: water is wet, which the reference shows: 0.98 wet" in text
+    assert "1 threads, 2 cells at a time, each on cores of its own" in text
+
+
+def test_committed_tables_are_what_their_run_renders_to(tmp_path: Path) -> None:
+    kept = [path.parent for path in (Path(__file__).parent.parent / "results").glob("*/run.json")]
+    assert kept
+    for folder in kept:
+        made = write(tables(read_run(folder)), tmp_path / folder.name)
+        assert len(made) > 10
+        for path in made:
+            assert path.read_text() == (folder / "tables" / path.name).read_text(), path.name
