@@ -1,6 +1,6 @@
 """How well methods name the places of differences that were planted, and how often they name one where there is none.
 
-    python -m crosslens.benchmarks.known_truth --out results/known-truth.md
+    python -m crosslens.benchmarks.known_truth --out known_truth.md
 
 In one of two categories of examples, or of training steps, a difference of known kind, place and size is planted
 (`tasks.planting`). Truth: of the ranked places, those at which it is planted or that are computed from it; all others
@@ -245,17 +245,12 @@ def main(
     console = Console(stderr=True)
     try:
         if out.suffix != ".md":
-            raise InputError(f"--out {out}: name a Markdown file, such as known-truth.md")
+            raise InputError(f"--out {out}: name a Markdown file, such as known_truth.md")
         wanted = cells(seeds, nulls, training_nulls)
         kept = Cells(out.with_suffix(".jsonl"), settings(permutations), {"environment": environment(["scikit-learn"])})
         run(wanted, kept, permutations, console)
-        where = out.name if out.is_absolute() else out.as_posix()
-        command = (
-            f"python -m crosslens.benchmarks.known_truth --out {where} --seeds {seeds} --nulls {nulls} "
-            f"--training-nulls {training_nulls} --permutations {permutations}"
-        )
         table = as_table([kept.done[cell] for cell in wanted])
-        write(out, table, kept.facts, command)
+        write(out, table, kept.facts)
         if figure is not None:
             from .known_truth_plots import save_power
 

@@ -146,13 +146,13 @@ def _shown(found: tuple[float, float, float]) -> str:
     return f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
 
 
-def write(out: Path, table: pd.DataFrame, facts: Mapping[str, Any], command: str) -> None:
+def write(out: Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> None:
     """The page and the csv beside it.
 
     Raises:
         InputError: they cannot be written.
     """
-    for path, text in ((out, page(table, facts, command)), (out.with_suffix(".csv"), _csv(averages(table)))):
+    for path, text in ((out, page(table, facts)), (out.with_suffix(".csv"), _csv(averages(table)))):
         part = path.with_name(f".{path.name}.part")
         try:
             part.write_text(text, encoding="utf-8")
@@ -165,7 +165,7 @@ def _csv(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 
-def page(table: pd.DataFrame, facts: Mapping[str, Any], command: str) -> str:
+def page(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     settings, machine = facts["settings"], facts["environment"]
     planted = table[~table["kind"].isin(NULLS)]
@@ -175,6 +175,10 @@ def page(table: pd.DataFrame, facts: Mapping[str, Any], command: str) -> str:
              for k, (at, sizes) in settings["places"].items()]  # fmt: skip
     nulls = {kind: table[table["kind"] == kind]["seed"].nunique() for kind in NULLS}
     ways = pd.DataFrame([{"way": way, "how": how} for way, how in WAYS.items()])
+    command = (
+        f"python -m crosslens.benchmarks.known_truth --out known_truth.md --seeds {seeds} --nulls {nulls['forward']} "
+        f"--training-nulls {nulls['training']} --permutations {settings['permutations']}"
+    )
     parts = [
         "# Known truth: where differences were planted, and who finds them",
         f"`{command}`, {seeds} seeds, {cpu:.0f} s of CPU time on a {machine['cores']['physical']}-core "

@@ -1,7 +1,7 @@
 """What `crosslens run --suite full` measures beside the tasks: idioms, mistakes, residue, claims, known truth.
 
-Each study is a program of its own, `python -m crosslens.benchmarks.NAME`, run in a process of its own. Its page, and
-what was measured, lie in the run's `studies/`; pages are rendered again from what was measured.
+Each study is a program of its own, `python -m crosslens.benchmarks.NAME`, run in a process of its own. What was
+measured lies in the run's `studies/`, with a page that is rendered from it and from nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crosslens.adapters import InputError
+from crosslens.tasks.parts import replace_file
 
 
 @dataclass(frozen=True)
@@ -23,38 +24,58 @@ class Study:
 
     Args:
         about: what it says, one line.
-        render: what was measured -> the page; None where the page alone is kept.
+        render: the file with what was measured -> the page.
+        kept: how that file's name ends.
     """
 
     about: str
-    render: Callable[[Any], str] | None = None
+    render: Callable[[Path], str]
+    kept: str = ".json"
 
 
-def _idioms(kept: Any) -> str:
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _idioms(path: Path) -> str:
     from .idioms.report import markdown
 
-    return markdown(kept)
+    return markdown(_read(path))
 
 
-def _mistakes(kept: Any) -> str:
+def _mistakes(path: Path) -> str:
     from .mistakes.judge import Outcome
     from .mistakes.table import table
 
+    kept = _read(path)
     return table([Outcome(**each) for each in kept["outcomes"]], kept["versions"])
 
 
-def _residue(kept: Any) -> str:
+def _residue(path: Path) -> str:
     from .residue.table import markdown
 
-    return markdown(kept)
+    return markdown(_read(path))
+
+
+def _claims(path: Path) -> str:
+    from .claims.__main__ import page
+
+    return page(_read(path))
+
+
+def _known_truth(path: Path) -> str:
+    from .known_truth_tables import as_table, page
+
+    facts, *records = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return page(as_table(records), facts)
 
 
 STUDIES = {
     "idioms": Study("what it takes to say fourteen operations in each library", _idioms),
     "mistakes": Study("what happens when a user gets it wrong", _mistakes),
     "residue": Study("what each library leaves behind on model, process and machine", _residue),
-    "claims": Study("what libraries do when they are used directly: each silent error found, with its program"),
-    "known_truth": Study("who finds a planted difference, and who finds one that is not there"),
+    "claims": Study("what libraries do when they are used directly: silent errors, each with its program", _claims),
+    "known_truth": Study("who finds a planted difference, and one that is not there", _known_truth, ".jsonl"),
 }
 
 
@@ -82,35 +103,33 @@ def run_study(name: str, folder: Path) -> str | None:
 
 
 def pages(run: Path) -> dict[str, str]:
-    """The page of each study that a run holds, rendered from what was measured where that is kept.
+    """The page of each study that a run holds, rendered from what was measured.
 
     Raises:
         InputError: what was measured cannot be read.
     """
     found = {}
     for name, study in STUDIES.items():
-        page, kept = run / "studies" / f"{name}.md", run / "studies" / f"{name}.json"
+        kept = run / "studies" / f"{name}{study.kept}"
         try:
-            if study.render is not None and kept.exists():
-                found[name] = study.render(json.loads(kept.read_text(encoding="utf-8")))
-            elif page.exists():
-                found[name] = page.read_text(encoding="utf-8")
+            if kept.exists():
+                found[name] = study.render(kept)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{kept} cannot be read: {error!r}") from error
     return found
 
 
 def write_pages(run: Path) -> list[Path]:
-    """Write the studies' pages beside the tables; returns where.
+    """Write each study's page beside what was measured; returns where.
 
     Raises:
         InputError: as `pages`, or the folder cannot be written.
     """
     written: list[Path] = []
     for name, text in pages(run).items():
-        path = run / "tables" / f"{name}.md"
+        path = run / "studies" / f"{name}.md"
         try:
-            path.write_text(text, encoding="utf-8")
+            replace_file(path, text.encode())
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error}") from error
         written.append(path)

@@ -9,7 +9,7 @@ import pytest
 
 from crosslens.benchmarks.claims.__main__ import _complete, by_library, names, right, run, table, title
 
-from .test_runner import ROOT
+from .test_runner import RUN
 
 HERE = ("comgra", "pyvene", "tdhook")
 """Libraries that leave this process as it is; the others have one of their own each, for all of their claims."""
@@ -18,7 +18,7 @@ for backend in ("pyvene", "tdhook"):  # the adapter first: it imports pyvene wit
     pytest.importorskip(f"crosslens.adapters.{backend}", exc_type=ImportError)
 
 CLAIMS = by_library()
-PAGE = (ROOT / "results" / "claims.md").read_text(encoding="utf-8")
+PAGE = (RUN / "studies" / "claims.md").read_text(encoding="utf-8")
 
 
 def check(name: str, found: dict[str, object]) -> None:
@@ -50,7 +50,7 @@ def test_the_silent_errors_of_a_library_are_still_there(library: str) -> None:
 
 
 def test_what_is_committed_names_every_claim() -> None:
-    assert [name for name in names() if f"[{name}.py](../benchmarks/claims/{name}.py) | yes |" not in PAGE] == []
+    assert [name for name in names() if f"[{name}.py](../../../benchmarks/claims/{name}.py) | yes |" not in PAGE] == []
     assert f"{len(names())} hold: " in PAGE
     assert "not reproduce" not in PAGE
 

@@ -25,9 +25,9 @@ from crosslens.benchmarks.idioms.catalogue import LIBRARIES, entries, read_heade
 from crosslens.benchmarks.idioms.operations import OPERATIONS, TOLERANCE, Case, Work, families, judge
 from crosslens.benchmarks.idioms.worker import run_entry
 
-from .test_runner import ROOT
+from .test_runner import RUN
 
-KEPT = ROOT / "results" / "idioms.json"
+KEPT = RUN / "studies" / "idioms.json"
 HERE = ("hooks", "crosslens", "captum", "tdhook", "inseq", "comgra")
 """Libraries that leave the process as it is: their programs run in this one. The others have processes of their own."""
 ALONE: dict[str, tuple[str, ...]] = {
@@ -390,7 +390,7 @@ def test_the_kept_rows_are_of_these_programs() -> None:
 
 
 def test_the_kept_table_is_what_the_rows_render_to() -> None:
-    assert (ROOT / "results" / "idioms.md").read_text(encoding="utf-8") == report.markdown(kept())
+    assert (RUN / "studies" / "idioms.md").read_text(encoding="utf-8") == report.markdown(kept())
 
 
 def test_failures_show_in_the_table() -> None:

@@ -36,6 +36,8 @@ from crosslens.benchmarks.known_truth_ways import (
 from crosslens.tasks import statistics
 from crosslens.tasks.planting import KINDS
 
+from .test_runner import RUN
+
 SICK = np.arange(30) % 2 == 1
 
 
@@ -282,10 +284,10 @@ def test_the_page_names_who_is_better_and_where() -> None:
         "settings": json.loads(json.dumps(settings(200))),
         "environment": {"cores": {"physical": 2}, "platform": "Linux-x86_64", "versions": {"torch": "2.0"}},
     }
-    losing = tables.page(made("linear probe"), facts, "command").partition("Where this engine loses")[2]
+    losing = tables.page(made("linear probe"), facts).partition("Where this engine loses")[2]
     assert "| linear probe | mean | auroc 3x, first 3x, power 3x |" in losing
     assert "| t test of each neuron |" not in losing.partition("## What is not")[0] or "worst" in losing
-    winning = tables.page(made("crosslens"), facts, "command").partition("Where this engine loses")[2]
+    winning = tables.page(made("crosslens"), facts).partition("Where this engine loses")[2]
     assert "| linear probe |" not in winning
     gaps = tables.differences(made("crosslens"))
     assert (gaps["low"] > 0).all()
@@ -332,12 +334,11 @@ def test_all_ways_answer_where_vectors_are_missing() -> None:
 
 
 def test_the_kept_page_is_what_its_cells_say() -> None:
-    kept = Path(__file__).parents[1] / "results" / "known-truth.md"
+    kept = RUN / "studies" / "known_truth.md"
     records = [json.loads(line) for line in kept.with_suffix(".jsonl").read_text().splitlines()]
     text = kept.read_text()
-    command = text.split("`")[1]
-    assert command.startswith("python -m crosslens.benchmarks.known_truth --out results/known-truth.md --seeds 10 ")
+    assert "`python -m crosslens.benchmarks.known_truth --out known_truth.md --seeds 10 --nulls 400 " in text
     assert records[0]["settings"] == json.loads(json.dumps(settings(200))), "the benchmark has changed: run it again"
     table = tables.as_table(records[1:])
-    assert tables.page(table, records[0], command) == text
+    assert tables.page(table, records[0]) == text
     assert tables._csv(tables.averages(table)) == kept.with_suffix(".csv").read_text()

@@ -24,9 +24,9 @@ from crosslens.benchmarks.mistakes.programs import LIBRARIES, Programs, programs
 from crosslens.benchmarks.mistakes.scene import Scene
 from crosslens.benchmarks.mistakes.table import cell, counts, table
 
-from .test_runner import ROOT
+from .test_runner import RUN
 
-KEPT = json.loads((ROOT / "results" / "mistakes.json").read_text(encoding="utf-8"))
+KEPT = json.loads((RUN / "studies" / "mistakes.json").read_text(encoding="utf-8"))
 OUTCOMES = [Outcome(**each) for each in KEPT["outcomes"]]
 MADE_UP = Mistake("made_up", "writes spam", "eggs", None, r"\bspam\b")
 MEANT = torch.tensor([[1.0, -4.0]], dtype=torch.float64)
@@ -216,7 +216,7 @@ def test_what_is_kept_is_whole_and_rendered() -> None:
     assert Counter((each.library, each.mistake) for each in OUTCOMES) == Counter(
         (library, name) for library in LIBRARIES for name in BY_NAME
     )
-    assert (ROOT / "results" / "mistakes.md").read_text(encoding="utf-8") == table(OUTCOMES, KEPT["versions"])
+    assert (RUN / "studies" / "mistakes.md").read_text(encoding="utf-8") == table(OUTCOMES, KEPT["versions"])
 
 
 def test_kept_rows_of_crosslens_are_refused_or_right() -> None:

@@ -32,9 +32,9 @@ from crosslens.benchmarks.residue.uses import USES
 from crosslens.benchmarks.residue.worker import facts, grouped, measure, prepared
 from crosslens.tasks import load_model
 
-from .test_runner import ROOT
+from .test_runner import RUN
 
-KEPT = ROOT / "results" / "residue.json"
+KEPT = RUN / "studies" / "residue.json"
 IDS = torch.arange(3, 11)[None]
 LAYER = "model.layers.1"
 

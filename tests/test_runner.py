@@ -32,11 +32,13 @@ from crosslens.benchmarks.progress import Show
 from crosslens.benchmarks.run import execute, facts
 from crosslens.benchmarks.store import RunFolder, read_run
 from crosslens.benchmarks.tables import tables
-from crosslens.benchmarks.timing import Sampling, time_pairs
+from crosslens.benchmarks.timing import Sampling, time_blocks
 from crosslens.tasks import load_model
 from crosslens.tasks.base import Known, Progress, Result, Score, Size, Task
 
 ROOT = Path(__file__).parent.parent
+RUN = max((ROOT / "results").glob("*/run.json")).parent
+"""The newest reference run."""
 
 
 class Right(Task):
@@ -198,7 +200,8 @@ def test_a_right_result_is_timed_and_every_cost_is_measured(tmp_path: Path) -> N
     report = in_this_process(Right, tmp_path)
     assert report.cell["status"] == "right"
     assert len(report.samples) == 4
-    assert report.cell["timing"]["pairs"] == 4
+    assert report.cell["timing"]["blocks"] == 4
+    assert {tuple(sorted(sample["order"].split(","))) for sample in report.samples} == {("bare", "hooks", "step")}
     assert report.cell["version"] == torch.__version__
     assert report.cell["headline"] == "the residual stream is there"
     figures = report.cell["figures"]
@@ -217,7 +220,7 @@ def test_a_right_result_is_timed_and_every_cost_is_measured(tmp_path: Path) -> N
 def test_a_result_that_is_not_right_is_never_timed(
     task: type[Task], status: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "time_pairs", lambda *_, **__: pytest.fail("it was timed"))
+    monkeypatch.setattr(worker, "time_blocks", lambda *_, **__: pytest.fail("it was timed"))
     report = in_this_process(task, tmp_path)
     assert report.cell["status"] == status
     assert why in report.cell["reason"]
@@ -522,50 +525,6 @@ def test_a_task_of_the_callers_own_is_found_by_its_class() -> None:
 # ---- clocks and memory
 
 
-def test_pairs_are_timed_alternately_in_a_drawn_order_without_garbage_collection() -> None:
-    calls: list[str] = []
-
-    def call(name: str, pause: float) -> Callable[[], None]:
-        def body() -> None:
-            calls.append(name)
-            timed = len(calls) > 2 * timing._MOST_WARMUPS
-            assert not (timed and gc.isenabled())
-            time.sleep(pause)
-
-        return body
-
-    timed = time_pairs(call("step", 0.05), call("bare", 0.025), Sampling(12, 12, 60.0), seed=0)
-    assert gc.isenabled()
-    assert timed.calls == 1
-    assert len(timed.pairs) == 12
-    assert 1.5 < np.median([pair.step_s / pair.bare_s for pair in timed.pairs]) < 2.5
-    sequence = calls[-24:]
-    pairs = [tuple(sequence[i : i + 2]) for i in range(0, 24, 2)]
-    assert set(pairs) == {("bare", "step"), ("step", "bare")}, "each pair has one of each, in either order"
-    assert [pair[0] == "bare" for pair in pairs] == [pair.bare_first for pair in timed.pairs]
-
-
-def test_short_calls_are_repeated_and_budgets_end_the_sampling() -> None:
-    quick = time_pairs(lambda: None, lambda: None, Sampling(3, 5, 60.0), seed=0)
-    assert quick.calls == 50
-    assert len(quick.pairs) == 5, "no more than `most`"
-    slow = time_pairs(lambda: time.sleep(0.03), lambda: time.sleep(0.03), Sampling(3, 500, 0.2), seed=0)
-    assert 3 <= len(slow.pairs) < 20, "none is added beyond the budget"
-    slower = time_pairs(lambda: time.sleep(0.03), lambda: time.sleep(0.03), Sampling(500, 500, 0.05), seed=0)
-    assert 3 <= len(slower.pairs) < 20, "far beyond the budget, too few are enough"
-
-
-def test_garbage_collection_comes_back_after_an_exception() -> None:
-    def fail() -> None:
-        if not gc.isenabled():
-            raise RuntimeError("in the middle")
-
-    with pytest.raises(RuntimeError):
-        time_pairs(fail, fail, Sampling(3, 3, 1.0), seed=0)
-    assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
-
-
 def test_peak_memory_of_a_part_is_its_own() -> None:
     """In a process of its own: in one that ran other tests, the allocator may hand out again what it kept of them."""
     code = """
@@ -591,5 +550,5 @@ def test_the_random_order_leaves_the_callers_random_state_alone() -> None:
     random.seed(5)
     expected = random.Random(5).random()
     make_plan("smoke", backend=["hooks"]).cells()
-    time_pairs(lambda: None, lambda: None, Sampling(1, 1, 1.0), seed=0)
+    time_blocks({"bare": lambda: None, "step": lambda: None}, Sampling(1, 1, 1.0), seed=0)
     assert random.random() == expected

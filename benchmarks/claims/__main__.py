@@ -7,7 +7,7 @@ import json
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,7 +101,7 @@ def table(found: Iterable[dict[str, Any]]) -> str:
             _shown(each["expected"]),
             _shown(each["observed"]),
         ]
-        cells += [right(name), each["upstream"], f"[{name}.py](../benchmarks/claims/{name}.py)"]
+        cells += [right(name), each["upstream"], f"[{name}.py](../../../benchmarks/claims/{name}.py)"]
         rows.append(
             "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, "yes" if each["holds"] else "no"]) + " |"
         )
@@ -114,27 +114,35 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def page() -> str:
-    """Run all, and render what came of it; claims that no longer hold have a section of their own."""
+def measure() -> list[dict[str, Any]]:
+    """Run all."""
     groups = track(by_library().values(), description="libraries", console=Console(stderr=True))
-    found = [each for group in groups for each in run(group)]
+    return [each for group in groups for each in run(group)]
+
+
+def page(found: Sequence[dict[str, Any]]) -> str:
+    """What came of it; claims that no longer hold have a section of their own."""
     holding, mended = ([each for each in found if each["holds"] is holds] for holds in (True, False))
     libraries = sorted({each["library"] for each in holding})
     numbers = ", ".join(f"{name} {sum(each['library'] == name for each in holding)}" for name in libraries)
     parts = [_HEAD, f"{len(holding)} hold: {numbers}.", table(holding)]
     if mended:
         parts += ["## Did not reproduce", table(mended)]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + "\n"
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="A .md file for the page; else it is printed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .md file for the page, .json beside it for what was measured; else printed.")
+    ] = None,
 ) -> None:
     """Run every claim, and print or keep what came of it."""
+    found = measure()
     if out is None:
-        print(page())
+        print(page(found), end="")
     else:
-        replace_file(out, (page() + "\n").encode())
+        replace_file(out.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
+        replace_file(out, page(found).encode())
 
 
 if __name__ == "__main__":
