@@ -43,6 +43,13 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def device_memory() -> dict[str, int]:
+    """`device_peak_bytes`: the most that PyTorch has held on the GPU; nothing where this process uses none."""
+    import torch
+
+    return {"device_peak_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {}
+
+
 def _high_water() -> int:
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():

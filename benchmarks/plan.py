@@ -1,7 +1,8 @@
 """What a run will do, decided and checked before anything is done.
 
 A cell is one backend on one task on one model, in a process of its own. Every (task, model) also has a reference
-cell, which computes what the backends are compared with and must come first.
+cell, which computes what the backends are compared with and must come first, and one backend under a second name (A/A):
+what the two names differ by is what the run cannot tell.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from .studies import STUDIES, checked
 from .timing import Sampling
 
 CellKind = Literal["reference", "backend"]
+AGAIN = " (A/A)"
+"""Ends the second name of the backend that runs under two."""
 DTYPE = "float32"
 ATTENTION = "sdpa"
 
@@ -81,6 +84,11 @@ class Cell:
         """What its reference is the reference of."""
         return self.task, self.model
 
+    @property
+    def implementation(self) -> str | None:
+        """The backend that runs, whatever its name in this run."""
+        return self.backend and implementation(self.backend)
+
     def __str__(self) -> str:
         who = self.backend or "reference"
         again = f" ({self.repeat})" if self.repeat > 1 else ""
@@ -111,6 +119,11 @@ class Plan:
     dtype: str = DTYPE
     attn_implementation: str = ATTENTION
 
+    @property
+    def again(self) -> str | None:
+        """The second name of the backend that runs under two: native hooks where they run, else the first."""
+        return next((f"{name}{AGAIN}" for name in ("hooks", *self.backends) if name in self.backends), None)
+
     def pairs(self) -> list[tuple[str, str]]:
         """Every (task, model): the task's own model, if it has one, in place of those of the run."""
         own = {task: find_task(task).models for task in self.tasks}
@@ -125,9 +138,9 @@ class Plan:
         label = dict(zip(names, _labels(names), strict=True))
         first = [Cell(f"{label[t]}.{label[m]}.reference", "reference", None, t, m, 1) for t, m in pairs]
         rest = [
-            Cell(f"{label[t]}.{label[m]}.{backend}.{repeat}", "backend", backend, t, m, repeat)
+            Cell(f"{label[t]}.{label[m]}.{backend.replace(AGAIN, '-again')}.{repeat}", "backend", backend, t, m, repeat)
             for t, m in pairs
-            for backend in self.backends
+            for backend in (*self.backends, *filter(None, [self.again]))
             for repeat in range(1, self.repeats + 1)
         ]
         random.Random(self.seed).shuffle(rest)
@@ -149,6 +162,11 @@ class Plan:
             return cls(**{**facts, **lists, "sampling": Sampling(**facts["sampling"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"the settings in run.json are of another version of crosslens: {error}") from error
+
+
+def implementation(name: str) -> str:
+    """The backend behind a name of a run: the A/A control's is the one that it is the second name of."""
+    return name.removesuffix(AGAIN)
 
 
 def make_plan(

@@ -130,9 +130,9 @@ class Queue:
 
 def _not_run(cell: Cell, reference: str) -> dict[str, Any] | None:
     """What is known of a cell that needs no process; None where it is to be run."""
-    assert cell.backend is not None
+    assert cell.implementation is not None
     try:
-        backend = load_backend(cell.backend)
+        backend = load_backend(cell.implementation)
     except Exception:
         backend = None  # the cell's own process says what is broken
     if backend is not None and (reason := why_not(find_task(cell.task), backend)):

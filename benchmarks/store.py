@@ -2,7 +2,7 @@
 
     run.json            what the run was asked to do, and on what machine
     cells.jsonl         one finished cell a line, each with a unique `id`
-    samples.parquet     raw timing samples: cell, pair, bare_first, bare_s, step_s (seconds a call)
+    samples.parquet     raw timing samples: cell, block, order, bare_s, hooks_s, step_s (seconds a call; NaN: not timed)
     results/ID.npz      the cell's result arrays
     results/ID.csv      the same as the task's own table
     tables/             rendered from the above
@@ -28,9 +28,16 @@ from filelock import FileLock, Timeout
 
 from crosslens.adapters import InputError
 
-FORMAT = 1
+FORMAT = 2
 _LOCK = ".lock"
-SAMPLE_TYPES = {"cell": "str", "pair": "int64", "bare_first": "bool", "bare_s": "float64", "step_s": "float64"}
+SAMPLE_TYPES = {
+    "cell": "str",
+    "block": "int64",
+    "order": "str",
+    "bare_s": "float64",
+    "hooks_s": "float64",
+    "step_s": "float64",
+}
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ class RunFolder:
             raise InputError(f"cannot go on writing to {self.path}: {error}; what is there already is kept") from error
 
     def _add(self, cell: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], scratch: Path) -> None:
-        mine = [{"cell": cell["id"], "pair": i, **sample} for i, sample in enumerate(samples)]
+        mine = [{"cell": cell["id"], "block": i, **sample} for i, sample in enumerate(samples)]
         if mine:
             self._samples += mine
             self._write_samples()

@@ -1,7 +1,7 @@
-"""Timing of one call against another in one process, alternately, so that both see the same machine.
+"""Timing of calls against one another in one process, in blocks, so that all see the same machine.
 
-Source of the design: paired, interleaved measurement as in `pyperf` and `asv`; ratios of pairs cancel drift of the
-clock speed and of the machine's load that separate blocks would confuse with the effect.
+Source of the design: randomised, interleaved measurement as in `pyperf` and `asv`; ratios within a block cancel drift
+of the clock speed and of the machine's load that separate series would confuse with the effect.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 Call = Callable[[], Any]
 
@@ -21,18 +23,18 @@ _LEAST_SECONDS = 0.02  # of one sample: shorter calls are repeated, for the cloc
 _MOST_CALLS = 50
 _STABLE = 0.05  # relative change between two warm-up calls that counts as stable
 _MOST_WARMUPS = 8
-_OVERTIME = 4.0  # times the budget after which even too few pairs are enough
+_OVERTIME = 4.0  # times the budget after which even too few blocks are enough
 _FEWEST = 3
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many pairs to time.
+    """How many blocks to time.
 
     Args:
-        pairs: no fewer, unless they take more than four times the budget.
+        pairs: blocks, no fewer, unless they take more than four times the budget.
         most: no more.
-        seconds: budget; beyond it no pair is added.
+        seconds: budget; beyond it no block is added.
     """
 
     pairs: int
@@ -41,59 +43,60 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One paired sample: seconds a call, and which of the two was timed first."""
-
-    bare_s: float
-    step_s: float
-    bare_first: bool
-
-
-@dataclass(frozen=True)
 class Timing:
-    """Paired samples, the calls that each sample is the mean of, and the warm-up calls before them."""
+    """Blocks, the calls that each sample is the mean of, and the warm-up calls before them.
 
-    pairs: list[Pair]
+    Attributes:
+        blocks: name -> seconds a call, in the order in which they were timed, which is drawn anew for each block.
+    """
+
+    blocks: list[dict[str, float]]
     calls: int
     warmups: int
 
 
-def time_pairs(
-    step: Call, bare: Call, sampling: Sampling, *, seed: int, progress: Callable[[int, int], None] | None = None
+def time_blocks(
+    calls: Mapping[str, Call], sampling: Sampling, *, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> Timing:
-    """Time `step` against `bare`, alternately, in an order drawn anew for each pair.
+    """Time every call once in each block, in an order drawn anew for each.
 
-    Garbage collection is off inside a sample and done between pairs.
+    The first of `calls` says how often a sample repeats them all. Garbage collection is off inside a sample and done
+    between blocks.
     """
-    order = random.Random(seed)
-    warmups = max(_warm_up(bare), _warm_up(step))
-    calls = min(_MOST_CALLS, max(1, math.ceil(_LEAST_SECONDS / max(seconds(bare, 1), 1e-6))))
-    pairs: list[Pair] = []
+    draw = random.Random(seed)
+    warmups = max(_warm_up(call) for call in calls.values())
+    often = min(_MOST_CALLS, max(1, math.ceil(_LEAST_SECONDS / max(seconds(next(iter(calls.values())), 1), 1e-6))))
+    blocks: list[dict[str, float]] = []
     with no_garbage_collection():
         start = time.perf_counter()
-        while len(pairs) < sampling.most:
-            bare_first = order.random() < 0.5
-            first, second = (bare, step) if bare_first else (step, bare)
-            one, two = seconds(first, calls), seconds(second, calls)
-            bare_s, step_s = (one, two) if bare_first else (two, one)
-            pairs.append(Pair(bare_s, step_s, bare_first))
+        while len(blocks) < sampling.most:
+            order = draw.sample(list(calls), len(calls))
+            blocks.append({name: seconds(calls[name], often) for name in order})
             gc.collect()
             spent = time.perf_counter() - start
             if progress is not None:
-                progress(min(len(pairs), sampling.pairs), sampling.pairs)
-            if spent > sampling.seconds and len(pairs) >= sampling.pairs:
+                progress(min(len(blocks), sampling.pairs), sampling.pairs)
+            if spent > sampling.seconds and len(blocks) >= sampling.pairs:
                 break
-            if spent > _OVERTIME * sampling.seconds and len(pairs) >= _FEWEST:
+            if spent > _OVERTIME * sampling.seconds and len(blocks) >= _FEWEST:
                 break
-    return Timing(pairs, calls, warmups)
+    return Timing(blocks, often, warmups)
 
 
 def seconds(call: Call, calls: int) -> float:
-    """Mean seconds of one call, over `calls` of them."""
+    """Mean seconds of one call, over `calls` of them; what they started on a GPU has ended by then."""
+    _settle()
     start = time.perf_counter()
     for _ in range(calls):
         call()
+    _settle()
     return (time.perf_counter() - start) / calls
+
+
+def _settle() -> None:
+    """Wait for the GPU, where this process uses one: its work goes on after the call that started it has returned."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,10 @@ from crosslens.tasks import Result, Task, load_model
 from crosslens.tasks.base import Progress
 
 from .environment import library_version
-from .memory import PeakMemory, resident
-from .plan import find_task, why_not
+from .memory import PeakMemory, device_memory, resident
+from .plan import find_task, implementation, why_not
 from .store import to_json
-from .timing import Call, Sampling, no_garbage_collection, seconds, time_pairs
+from .timing import Call, Sampling, no_garbage_collection, seconds, time_blocks
 
 _REPORT_EVERY = 0.2  # seconds between two progress lines
 _ALONE = 5  # calls of the bare forward before the backend is opened
@@ -102,8 +104,8 @@ def reference(job: dict[str, Any], report: Report) -> None:
         if not known.holds:
             report.end("failed", f"the reference does not show what is known: {known.fact}; found: {known.found}")
             return
-    _time(job, report, task.bare(model, work), task.bare(model, work))
     figures["peak_bytes"] = memory.whole()
+    _time(job, report, {"bare": task.bare(model, work), "step": task.bare(model, work)})
     report.end("done")
 
 
@@ -115,7 +117,7 @@ def backend(job: dict[str, Any], report: Report) -> None:
 
     report.stage("importing the backend")
     start = time.perf_counter()
-    kind = load_backend(job["backend"])
+    kind = load_backend(implementation(job["backend"]))
     figures["import_s"] = time.perf_counter() - start
     report.cell["library"] = kind.library or "torch"
     report.cell["version"] = library_version(report.cell["library"])
@@ -137,13 +139,16 @@ def backend(job: dict[str, Any], report: Report) -> None:
         _use(lens, task, work, job, report)
         if marked:
             figures["rise_bytes"] = max(0, memory.since_mark() - figures["loaded_bytes"])
+        figures.update(peak_bytes=memory.whole(), **device_memory())
         if report.cell["status"] == "right":
-            _time(job, report, task.step(lens, work), bare)
+            with ExitStack() as beside:
+                hooks = _native(beside, task, model, tokenizer, work, report)
+                _time(job, report, {"bare": bare, **hooks, "step": task.step(lens, work)})
     finally:
         start = time.perf_counter()
         lens.close()
         figures["close_s"] = time.perf_counter() - start
-        figures["peak_bytes"] = memory.whole()
+        figures.setdefault("peak_bytes", memory.whole())
 
 
 def _load(job: dict[str, Any], task: Task, report: Report) -> tuple[Any, Any, Any]:
@@ -179,11 +184,32 @@ def _use(lens: Inspector, task: Task, work: Any, job: dict[str, Any], report: Re
         report.end("right")
 
 
-def _time(job: dict[str, Any], report: Report, step: Call, bare: Call) -> None:
+def _native(beside: ExitStack, task: Task, model: Any, tokenizer: Any, work: Any, report: Report) -> dict[str, Call]:
+    """The same step through native hooks, open on the same model until `beside` closes; nothing where they cannot.
+
+    What they cannot is no fault of the backend under test: the cell says why it has no such baseline.
+    """
+    hooks = load_backend("hooks")
+    if reason := why_not(task, hooks):
+        report.cell["no_hooks"] = reason
+        return {}
+    report.stage("opening native hooks beside")
+    try:
+        step = task.step(beside.enter_context(hooks(model, tokenizer)), work)
+        step()
+    except Exception as error:
+        report.cell["no_hooks"] = f"{type(error).__name__}: {error}"
+        return {}
+    return {"hooks": step}
+
+
+def _time(job: dict[str, Any], report: Report, calls: Mapping[str, Call]) -> None:
     progress = report.stage("timing")
-    timing = time_pairs(step, bare, Sampling(**job["sampling"]), seed=job["seed"], progress=progress)
-    report.cell["timing"] = {"pairs": len(timing.pairs), "calls": timing.calls, "warmups": timing.warmups}
-    report.samples = [asdict(pair) for pair in timing.pairs]
+    timing = time_blocks(calls, Sampling(**job["sampling"]), seed=job["seed"], progress=progress)
+    report.cell["timing"] = {"blocks": len(timing.blocks), "calls": timing.calls, "warmups": timing.warmups}
+    report.samples = [
+        {"order": ",".join(block), **{f"{name}_s": value for name, value in block.items()}} for block in timing.blocks
+    ]
 
 
 def main(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -25,7 +24,7 @@ from torch import nn
 
 from crosslens.adapters import CAPABILITIES, BackendNotInstalledError, InputError, Inspector, ModelError
 from crosslens.benchmarks import plan as planning
-from crosslens.benchmarks import timing, worker
+from crosslens.benchmarks import worker
 from crosslens.benchmarks.launch import Outcome, _died, _Watch, run_worker
 from crosslens.benchmarks.plan import Plan, find_task, make_plan
 from crosslens.benchmarks.progress import Show

@@ -13,7 +13,10 @@ from crosslens.adapters import InputError
 from crosslens.benchmarks.store import RunFolder, read_run, refuse_out, to_json
 
 FACTS = {"arguments": {}, "environment": {}, "random_models": [], "cells": ["a", "b"]}
-SAMPLES = [{"bare_first": True, "bare_s": 0.5, "step_s": 0.75}, {"bare_first": False, "bare_s": 1.0, "step_s": 1.5}]
+SAMPLES = [
+    {"order": "bare,hooks,step", "bare_s": 0.5, "hooks_s": 0.625, "step_s": 0.75},
+    {"order": "step,bare", "bare_s": 1.0, "step_s": 1.5},
+]
 
 
 def a_cell(name: str, **more: Any) -> dict[str, Any]:
@@ -37,9 +40,10 @@ def test_what_is_written_is_read_back(folder: RunFolder) -> None:
     assert run.facts["cells"] == ["a", "b"]
     assert [cell["id"] for cell in run.cells] == ["a", "b"]
     assert run.samples["cell"].tolist() == ["a", "a"]
-    assert run.samples["pair"].tolist() == [0, 1]
+    assert run.samples["block"].tolist() == [0, 1]
     assert run.samples["step_s"].tolist() == [0.75, 1.5]
-    assert run.samples["bare_first"].tolist() == [True, False]
+    assert run.samples["order"].tolist() == ["bare,hooks,step", "step,bare"]
+    assert run.samples["hooks_s"].isna().tolist() == [False, True], "what was not timed has no time"
     assert (folder.path / "results" / "a.npz").read_bytes() == b"arrays"
 
 
@@ -160,8 +164,8 @@ def test_an_id_that_is_used_twice_is_named(folder: RunFolder) -> None:
     [
         ("{", r"run\.json is no JSON"),
         ("[]", "not the run.json of a run"),
-        ('{"format": 99}', "format 99; this version reads 1"),
-        ('{"format": 1}', "damaged: it has no `arguments`"),
+        ('{"format": 99}', "format 99; this version reads 2"),
+        ('{"format": 2}', "damaged: it has no `arguments`"),
     ],
 )
 def test_a_run_json_that_is_none_says_why(folder: RunFolder, content: str, says: str) -> None:
