@@ -70,12 +70,19 @@ def _known_truth(path: Path) -> str:
     return page(as_table(records), facts)
 
 
+def _stories(path: Path) -> str:
+    from .stories import markdown
+
+    return markdown(_read(path))
+
+
 STUDIES = {
     "idioms": Study("what it takes to say fourteen operations in each library", _idioms),
     "mistakes": Study("what happens when a user gets it wrong", _mistakes),
     "residue": Study("what each library leaves behind on model, process and machine", _residue),
     "claims": Study("what libraries do when they are used directly: silent errors, each with its program", _claims),
     "known_truth": Study("who finds a planted difference, and one that is not there", _known_truth, ".jsonl"),
+    "stories": Study("what was hard and is now short: the programs of examples/, and what they print", _stories),
 }
 
 
