@@ -2,24 +2,43 @@
 
     run.json            what the run was asked to do, and on what machine
     cells.jsonl         one finished cell a line, each with a unique `id`
-    samples.parquet     raw timing samples: cell, block, order, bare_s, hooks_s, step_s (seconds a call; NaN: not timed)
+    samples.parquet     raw timing samples, a row for each block of a cell
     results/ID.npz      the cell's result arrays
     results/ID.csv      the same as the task's own table
     tables/             rendered from the above
+    studies/            see `studies.py`
 
-A cell's line is written last: a cell that has a line has all its files.
+A cell's line is written last, and on the disk before the next cell's: a cell that has a line has all its files, which
+the line names with their digests and how many rows it has in samples.parquet. Every other file is written beside its
+place and then put there. So at any moment, and whatever ends the process, the folder holds whole cells alone, but for
+a last line that is torn and files of a cell without a line; `RunFolder.resume` removes both.
+
+**run.json**, format 2: `format`; `started`, `resumed` (times, UTC); `arguments`, which is the plan (`plan.Plan`: suite,
+size, backends, tasks, models, sampling, repeats, seed, threads, dtype and the rest); `environment` (`environment.py`:
+python, platform, cpu, cores, memory_bytes, governor, load_average, gpus, variables, versions, packages, git, source);
+`random_models`, whose weights mean nothing; `cells`, the ids of all that the run is to have.
+
+**cells.jsonl**, for each cell: `id`, `kind` (reference or backend), `backend` (null: the reference), `task`, `model`,
+`repeat`; `started` (UTC), `seconds` (of its whole process), `load` (of the machine when it started); `status`
+("done", or for a backend "right"; "wrong", "vacuous", "unsupported", "not-installed", "failed", "crashed", "timeout",
+"out-of-memory"), `stage` (the last that it began) and `reason`; `library`, `version`; `figures` (name -> seconds,
+`*_s`, or bytes, `*_bytes`); `score`, `known`, `headline`, `timing` (blocks, calls of a sample, warmups) where it came
+so far; `traceback` and `log` (the last lines) where it failed; `samples` (rows) and `files` (suffix -> SHA-256).
+
+**samples.parquet**: `cell`; `block`, from 0; `order`, the names as they were timed, joined by commas; `bare_s`,
+`hooks_s`, `step_s`, seconds a call of the bare forward, native hooks and the backend (NaN: not timed).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
-import math
 import os
+import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,31 +47,19 @@ from filelock import FileLock, Timeout
 
 from crosslens.adapters import InputError
 
-FORMAT = 2
+from .schema import FORMAT, SAMPLE_TYPES
+from .stored import StoredRun, check_whole, read_facts, read_run, sha256, to_json
+
+__all__ = [
+    "FORMAT", "SAMPLE_TYPES", "RunFolder", "StoredRun", "cannot_write", "go_on", "read_facts", "read_run", "refuse_out",
+    "to_json",
+]  # fmt: skip
+
 _LOCK = ".lock"
-SAMPLE_TYPES = {
-    "cell": "str",
-    "block": "int64",
-    "order": "str",
-    "bare_s": "float64",
-    "hooks_s": "float64",
-    "step_s": "float64",
-}
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run as its folder holds it.
-
-    Args:
-        facts: of run.json.
-        cells: of cells.jsonl, in the order in which they finished.
-        samples: of samples.parquet.
-    """
-
-    facts: dict[str, Any]
-    cells: list[dict[str, Any]]
-    samples: pd.DataFrame
+_SUFFIXES = (".npz", ".csv")
+_BEGINNING = frozenset({_LOCK, "results", "samples.parquet", ".samples.parquet.part", "cells.jsonl", ".run.json.part"})
+_AT_ALL = frozenset({"started", "resumed", "environment.load_average"})
+_WITH_SOURCE = ("environment.git", "environment.packages")
 
 
 def refuse_out(out: Path) -> None:
@@ -65,18 +72,39 @@ def refuse_out(out: Path) -> None:
         if not out.is_dir():
             raise InputError(f"--out {out} is a file; name a folder that is new or empty")
         held = sorted(path.name for path in out.iterdir())
-        if {"run.json", "cells.jsonl"} & set(held):
+        if "run.json" in held:
             raise InputError(
                 f"--out {out} already holds a run; name another folder, or go on with it by --resume. "
                 "Nothing was changed"
             )
-        if held:
+        if "cells.jsonl" in held and (out / "cells.jsonl").stat().st_size:
+            raise InputError(
+                f"--out {out} holds the cells of a run without its run.json, as a copy that was cut short does; copy "
+                "it again, or name another folder. Nothing was changed"
+            )
+        # what a process leaves that was killed as it began is no run, and no reason to refuse one
+        results = out / "results"
+        if set(held) - _BEGINNING or (results.is_dir() and any(results.iterdir())):
             raise InputError(f"--out {out} is not empty ({held[0]}, ...); name a folder that is new or empty")
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise InputError(f"--out {out} cannot be made: {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--out {out} cannot be written: no right to write in {nearest}")
+
+
+def go_on(path: Path) -> str:
+    """The command that goes on with the run in a folder."""
+    return f"crosslens run --resume --out {shlex.quote(str(path))}"
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """What to say where the system refuses to write to a run's folder, and how to go on."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    do = "make room on that disk" if full else "see to that"
+    return InputError(
+        f"cannot go on writing to {path}: {error}; every finished cell is kept: {do}, and `{go_on(path)}` goes on"
+    )
 
 
 class RunFolder:
@@ -87,7 +115,7 @@ class RunFolder:
         facts: what run.json says.
 
     Attributes:
-        finished: cell id -> status of the cells that it holds already.
+        finished: cell id -> status of the cells that it holds.
 
     Raises:
         InputError: as `refuse_out`, or the system refuses.
@@ -97,14 +125,15 @@ class RunFolder:
         refuse_out(path)
         self.path = path
         self.finished: dict[str, str] = {}
-        self._samples: list[dict[str, Any]] = []
+        self._samples = _frame([])
         try:
             (path / "results").mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
-            with (path / "run.json").open("x", encoding="utf-8") as file:  # x: never over another run's
-                file.write(to_json({"format": FORMAT, **facts}, indent=2) + "\n")
-            self._write_samples()
-            (path / "cells.jsonl").touch()
+            with self._or_unlock():
+                refuse_out(path)  # again: another process may have begun meanwhile, and ended
+                self._write_samples()
+                (path / "cells.jsonl").touch()
+                self._write_facts({"format": FORMAT, **facts})  # last: what has no run.json is no run
         except OSError as error:
             raise InputError(f"--out {path} cannot be written: {error}") from error
 
@@ -116,8 +145,8 @@ class RunFolder:
             facts: what run.json would say if the run began now.
 
         Raises:
-            InputError: no run is there, another process writes to it, or it was made with other settings, versions or
-                on another machine; says what differs.
+            InputError: no run is there, another process writes to it, a file of it is damaged or missing, or it was
+                made with other settings, versions or on another machine; says what differs. Nothing was changed.
         """
         if not (path / "run.json").exists():
             raise InputError(f"--resume: {path} holds no run; start one without --resume")
@@ -125,26 +154,35 @@ class RunFolder:
         folder.path = path
         try:
             folder._lock = _lock(path)
-            _drop_torn_line(path / "cells.jsonl")
-            run = read_run(path)
-            if differing := _differences(run.facts, facts):
-                raise InputError(f"--resume: {path} was made otherwise, and its cells cannot be mixed: {differing}")
-            folder.finished = {cell["id"]: cell["status"] for cell in run.cells}
-            own = run.samples[run.samples["cell"].isin(list(folder.finished))]
-            folder._samples = [{str(key): value for key, value in row.items()} for row in own.to_dict("records")]
-            folder._write_samples()
-            for scratch in (p for p in path.glob(".*.*") if p.is_dir()):
-                shutil.rmtree(scratch)
-            for result in (path / "results").iterdir():
-                if result.stem not in folder.finished:
-                    result.unlink()
-            resumed = [*run.facts.get("resumed", []), facts["started"]]
-            part = path / ".run.json.part"
-            part.write_text(to_json({**run.facts, "resumed": resumed}, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, path / "run.json")
+            with folder._or_unlock():
+                run = read_run(path, torn="leave out")
+                if differing := _differences(run.facts, facts):
+                    raise InputError(f"--resume: {path} was made otherwise, and its cells cannot be mixed: {differing}")
+                check_whole(path, run)
+                folder._take_up(run, facts)
         except OSError as error:
             raise InputError(f"--resume: {path} cannot be written: {error}") from error
         return folder
+
+    def _take_up(self, run: StoredRun, facts: Mapping[str, Any]) -> None:
+        self.finished = {cell["id"]: cell["status"] for cell in run.cells}
+        _drop_torn_line(self.path / "cells.jsonl")
+        self._samples = run.samples
+        self._write_samples()
+        for scratch in (p for p in self.path.glob(".*.*") if p.is_dir()):
+            shutil.rmtree(scratch, ignore_errors=True)  # a worker that is about to end may still write there
+        for result in (self.path / "results").iterdir():
+            if result.stem not in self.finished:
+                result.unlink()
+        self._write_facts({**run.facts, "resumed": [*run.facts.get("resumed", []), facts["started"]]})
+
+    @contextlib.contextmanager
+    def _or_unlock(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._lock.release()
+            raise
 
     def close(self) -> None:
         """Let another process write here."""
@@ -153,45 +191,103 @@ class RunFolder:
         self._lock.release()
 
     def scratch(self, cell_id: str) -> Path:
-        """A new folder for one process's files, on the same file system."""
-        return Path(tempfile.mkdtemp(prefix=f".{cell_id}.", dir=self.path))
+        """A new folder for one process's files, on the same file system.
+
+        Raises:
+            InputError: the disk is full, or the folder is gone.
+        """
+        try:
+            return Path(tempfile.mkdtemp(prefix=f".{cell_id}.", dir=self.path))
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def result(self, cell_id: str) -> Path:
         """Where a cell's result arrays are kept."""
         return self.path / "results" / f"{cell_id}.npz"
 
     def add(self, cell: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], scratch: Path) -> None:
-        """Keep a finished cell: its samples and files first, its line last.
+        """Keep a finished cell: its samples and files first, its line last; then it is on the disk.
 
         Raises:
-            InputError: the disk is full, or the folder is gone.
+            InputError: the disk is full, or the folder is gone; the cell is not kept, all before it are.
         """
+        before = self._samples
         try:
             self._add(cell, samples, scratch)
         except OSError as error:
-            raise InputError(f"cannot go on writing to {self.path}: {error}; what is there already is kept") from error
+            self._samples = before
+            raise cannot_write(self.path, error) from error
+        self.finished[cell["id"]] = cell["status"]
 
     def _add(self, cell: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], scratch: Path) -> None:
         mine = [{"cell": cell["id"], "block": i, **sample} for i, sample in enumerate(samples)]
         if mine:
-            self._samples += mine
+            self._samples = pd.concat([self._samples, _frame(mine)], ignore_index=True)
             self._write_samples()
-        for suffix in (".npz", ".csv"):
+        kept = {}
+        for suffix in _SUFFIXES:
             made = scratch / f"result{suffix}"
             if made.exists():
-                os.replace(made, self.result(cell["id"]).with_name(cell["id"] + suffix))
-        line = (to_json(cell) + "\n").encode()
-        with (self.path / "cells.jsonl").open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(scratch)
+                _to_disk(made)
+                kept[suffix[1:]] = sha256(made)
+                os.replace(made, self.path / "results" / (cell["id"] + suffix))
+        if kept:
+            _to_disk(self.path / "results")
+        line = to_json({**cell, "samples": len(mine), "files": kept})
+        _append(self.path / "cells.jsonl", (line + "\n").encode())
+        shutil.rmtree(scratch, ignore_errors=True)  # the cell is kept: what is left of this is removed on --resume
 
     def _write_samples(self) -> None:
-        frame = pd.DataFrame(self._samples, columns=list(SAMPLE_TYPES)).astype(SAMPLE_TYPES)
-        part = self.path / ".samples.parquet.part"
-        frame.to_parquet(part, index=False)
-        os.replace(part, self.path / "samples.parquet")
+        with _put(self.path / "samples.parquet") as part:
+            self._samples.to_parquet(part, index=False)
+
+    def _write_facts(self, facts: Mapping[str, Any]) -> None:
+        with _put(self.path / "run.json") as part:
+            part.write_text(to_json(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _frame(samples: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(samples, columns=list(SAMPLE_TYPES)).astype(SAMPLE_TYPES)
+
+
+@contextlib.contextmanager
+def _put(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path` in one step, on the disk; or is gone."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        _to_disk(part)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    _to_disk(path.parent)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Add a line, on the disk when this returns; or nothing, not half of it."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        before = os.fstat(file).st_size
+        try:
+            while data:
+                data = data[os.write(file, data) :]
+            os.fsync(file)
+        except BaseException:
+            os.ftruncate(file, before)
+            raise
+    finally:
+        os.close(file)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _lock(path: Path) -> FileLock:
@@ -206,20 +302,22 @@ def _lock(path: Path) -> FileLock:
 
 def _drop_torn_line(path: Path) -> None:
     """A last line without its end was being written when the run was cut; its cell counts as not run."""
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        part = path.with_name(".cells.jsonl.part")
-        part.write_bytes(data[: data.rfind(b"\n") + 1])
-        os.replace(part, path)
-
-
-_MAY_DIFFER = frozenset({"started", "resumed", "environment.load_average", "format"})
+    with path.open("rb+") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+            os.fsync(file.fileno())
 
 
 def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Every fact that differs, as `name: kept, now ...`; of some it is no matter that they do."""
+    """Every fact that differs, as `name: kept, now ...`.
+
+    Of the load it is no matter that it does; of the commit and of packages that crosslens does not name it is none
+    where the source that runs and the versions that it names are the same.
+    """
     a, b = _flat(kept), _flat(now)
-    names = [name for name in dict.fromkeys((*a, *b)) if name not in _MAY_DIFFER and a.get(name) != b.get(name)]
+    names = [name for name in dict.fromkeys((*a, *b)) if name != "format" and a.get(name) != b.get(name)]
+    names = [name for name in names if name not in _AT_ALL and not name.startswith(_WITH_SOURCE)]
     return "; ".join(f"{name}: {a.get(name)!r}, now {b.get(name)!r}" for name in names)
 
 
@@ -231,96 +329,3 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = value
     return found
-
-
-def read_run(path: Path) -> StoredRun:
-    """A run's folder, checked.
-
-    Raises:
-        InputError: no folder, no run in it, or a file of it is damaged; says which and where.
-    """
-    if not path.is_dir():
-        raise InputError(f"there is no folder {path}; name the folder of a run, as `crosslens run --out` wrote it")
-    facts = read_facts(path)
-    cells = _cells(path / "cells.jsonl")
-    samples = _samples(path / "samples.parquet")
-    return StoredRun(facts, cells, samples)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} holds no run: it has no {path.name}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What run.json says, checked.
-
-    Raises:
-        InputError: it is not there, damaged, or of another version.
-    """
-    path = folder / "run.json"
-    try:
-        facts = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
-    if not isinstance(facts, dict) or "format" not in facts:
-        raise InputError(f"{path} is not the run.json of a run: it has no `format`")
-    if facts["format"] != FORMAT:
-        raise InputError(f"{path} has format {facts['format']!r}; this version reads {FORMAT}")
-    for key in ("arguments", "environment", "random_models", "cells"):
-        if key not in facts:
-            raise InputError(f"{path} is damaged: it has no `{key}`")
-    return facts
-
-
-def _cells(path: Path) -> list[dict[str, Any]]:
-    cells: list[dict[str, Any]] = []
-    ids: set[str] = set()
-    lines = _text(path).split("\n")
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
-        try:
-            cell = json.loads(line)
-        except json.JSONDecodeError as error:
-            torn = " (torn: the run was stopped while it was written)" if number == len(lines) else ""
-            raise InputError(
-                f"{path}, line {number}, is no JSON{torn}: {error}; delete the line to read the other cells"
-            ) from error
-        missing = {"id", "kind", "task", "model", "backend", "status"} - set(cell if isinstance(cell, dict) else ())
-        if missing:
-            raise InputError(f"{path}, line {number}, is no cell: it has no {', '.join(sorted(missing))}")
-        if cell["id"] in ids:
-            raise InputError(f"{path}, line {number}: a second cell with id {cell['id']!r}")
-        ids.add(cell["id"])
-        cells.append(cell)
-    return cells
-
-
-def _samples(path: Path) -> pd.DataFrame:
-    if not path.exists():
-        raise InputError(f"{path.parent} holds no whole run: it has no {path.name}")
-    try:
-        frame = pd.read_parquet(path)
-    except Exception as error:  # pyarrow's own errors, of many types
-        raise InputError(f"{path} cannot be read as parquet: {error}") from error
-    if missing := set(SAMPLE_TYPES) - set(frame.columns):
-        raise InputError(f"{path} has no column {', '.join(sorted(missing))}")
-    return frame
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON; NaN and infinities become text, which `float()` reads back."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

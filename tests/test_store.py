@@ -144,7 +144,11 @@ def test_a_damaged_line_in_the_middle_is_named_and_not_called_torn(folder: RunFo
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("[1]", "line 3, is no cell"), ('{"id": "c"}', "it has no backend, kind"), ("", "line 3, is no JSON")],
+    [
+        ("[1]", "line 3, is no cell"),
+        ('{"id": "c"}', "it has no backend, figures, files, kind, model"),
+        ("", "line 3, is no JSON"),
+    ],
 )
 def test_a_line_that_is_no_cell_is_named(folder: RunFolder, line: str, says: str) -> None:
     path = folder.path / "cells.jsonl"
@@ -165,7 +169,7 @@ def test_an_id_that_is_used_twice_is_named(folder: RunFolder) -> None:
         ("{", r"run\.json is no JSON"),
         ("[]", "not the run.json of a run"),
         ('{"format": 99}', "format 99; this version reads 2"),
-        ('{"format": 2}', "damaged: it has no `arguments`"),
+        ('{"format": 2}', "damaged: it has no arguments, cells, environment, random_models"),
     ],
 )
 def test_a_run_json_that_is_none_says_why(folder: RunFolder, content: str, says: str) -> None:
