@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from crosslens.adapters import Inspector, UnsupportedError, load_backend
+from crosslens.adapters import BackendNotInstalledError, Inspector, UnsupportedError, load_backend
 from crosslens.tasks import Result, Task, load_model
 from crosslens.tasks.base import Progress
 
@@ -224,6 +224,8 @@ def main(folder: Path) -> None:
         {"reference": reference, "backend": backend}[job["kind"]](job, report)
     except UnsupportedError as error:
         report.end("unsupported", str(error))
+    except BackendNotInstalledError as error:  # it was there when the run was planned, or is on the driver's machine
+        report.end("not-installed", str(error))
     except Exception as error:  # whatever a library raises is a result
         report.end("out-of-memory" if _is_memory(error) else "failed", f"{type(error).__name__}: {error}")
         report.cell["traceback"] = traceback.format_exc()
