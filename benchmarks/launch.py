@@ -17,10 +17,7 @@ from typing import Any
 
 import psutil
 
-from crosslens.adapters import InputError
-
 from .environment import memory_bytes
-from .store import cannot_write
 
 Follow = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all; 0 where a stage has no steps)."""
@@ -70,7 +67,7 @@ def run_worker(
 
     Raises:
         InterruptedError: it was told to stop.
-        InputError: the disk is full, or the system starts no process; says nothing about the cell, which is to be run
+        OSError: the disk is full, or the system starts no process; says nothing about the cell, which is to be run
             again.
 
     However this function is left, or the process ends that called it, the worker has ended and so has all that it had
@@ -113,10 +110,7 @@ def _start(job: Mapping[str, Any], folder: Path) -> subprocess.Popen[bytes]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONFAULTHANDLER": "1",  # a segmentation fault prints where it was
     }
-    try:
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    except OSError as error:
-        raise cannot_write(folder.parent, error) from error
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     try:
         return subprocess.Popen(
             [*_REAPER, str(folder / "log"), *WORKER, str(folder)],
@@ -127,7 +121,7 @@ def _start(job: Mapping[str, Any], folder: Path) -> subprocess.Popen[bytes]:
             start_new_session=True,  # Ctrl-C is for the runner, which then stops the worker
         )
     except OSError as error:
-        raise InputError(f"no process can be started for a cell: {error}; close other programs") from error
+        raise OSError(error.errno, f"no process can be started for a cell: {error.strerror}") from error
 
 
 @dataclass
@@ -250,13 +244,11 @@ def _refuse_full_disk(folder: Path) -> None:
     """Raise where there is no room: whatever went wrong in a worker then, is not its backend's doing.
 
     Raises:
-        InputError: the disk is full.
+        OSError: the disk is full.
     """
     probe = folder / "room"
     try:
         probe.write_bytes(bytes(_ROOM))
-    except OSError as error:
-        raise cannot_write(folder.parent, error) from error
     finally:
         probe.unlink(missing_ok=True)
 

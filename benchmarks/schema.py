@@ -76,6 +76,9 @@ class CellLine(TypedDict):
     load: NotRequired[Number]  # of the machine when it started, mean of a minute
     traceback: NotRequired[str]
     log: NotRequired[list[str]]  # the last that the process printed
+    node: NotRequired[dict[str, Any]]  # of a cluster, where it ran: id, cpu, cores
+    tries: NotRequired[Annotated[int, Field(ge=1)]]  # where more than one, since nodes were lost
+    no_hooks: NotRequired[str]  # why native hooks could not be timed beside it
 
 
 @with_config(_STRICT)
@@ -104,6 +107,7 @@ class Facts(TypedDict):
     format: int
     started: NotRequired[str]  # ISO 8601, UTC
     resumed: NotRequired[list[str]]  # when it was gone on with
+    executor: NotRequired[Literal["local", "ray"]]
     arguments: dict[str, Any]  # of `plan.Plan`: what is run, seeds, threads, limits
     environment: Environment
     random_models: list[str]  # names of models whose weights are random

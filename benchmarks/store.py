@@ -16,14 +16,15 @@ a last line that is torn and files of a cell without a line; `RunFolder.resume` 
 **run.json**, format 2: `format`; `started`, `resumed` (times, UTC); `arguments`, which is the plan (`plan.Plan`: suite,
 size, backends, tasks, models, sampling, repeats, seed, threads, dtype and the rest); `environment` (`environment.py`:
 python, platform, cpu, cores, memory_bytes, governor, load_average, gpus, variables, versions, packages, git, source);
-`random_models`, whose weights mean nothing; `cells`, the ids of all that the run is to have.
+`random_models`, whose weights mean nothing; `cells`, the ids of all that the run is to have; `executor` (local or ray).
 
 **cells.jsonl**, for each cell: `id`, `kind` (reference or backend), `backend` (null: the reference), `task`, `model`,
 `repeat`; `started` (UTC), `seconds` (of its whole process), `load` (of the machine when it started); `status`
 ("done", or for a backend "right"; "wrong", "vacuous", "unsupported", "not-installed", "failed", "crashed", "timeout",
 "out-of-memory"), `stage` (the last that it began) and `reason`; `library`, `version`; `figures` (name -> seconds,
 `*_s`, or bytes, `*_bytes`); `score`, `known`, `headline`, `timing` (blocks, calls of a sample, warmups) where it came
-so far; `traceback` and `log` (the last lines) where it failed; `samples` (rows) and `files` (suffix -> SHA-256).
+so far; `traceback` and `log` (the last lines) where it failed; `node` and `tries` on a cluster; `no_hooks`, why native hooks
+could not be timed beside it; `samples` (rows) and `files` (suffix -> SHA-256).
 
 **samples.parquet**: `cell`; `block`, from 0; `order`, the names as they were timed, joined by commas; `bare_s`,
 `hooks_s`, `step_s`, seconds a call of the bare forward, native hooks and the backend (NaN: not timed).
@@ -99,11 +100,11 @@ def go_on(path: Path) -> str:
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
-    """What to say where the system refuses to write to a run's folder, and how to go on."""
+    """What to say where the system refuses what a run in this folder needs, and how to go on."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     do = "make room on that disk" if full else "see to that"
     return InputError(
-        f"cannot go on writing to {path}: {error}; every finished cell is kept: {do}, and `{go_on(path)}` goes on"
+        f"cannot go on with the run in {path}: {error}; every finished cell is kept: {do}, and `{go_on(path)}` goes on"
     )
 
 
