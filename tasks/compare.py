@@ -11,6 +11,8 @@ process alone would have found.
 
     parts = [compare(lens, corpus, sites=sites, shard=(i, 4)) for i in range(4)]  # each in a process of its own
     whole = functools.reduce(Comparison.merge, parts)
+
+On a Ray cluster `compare_shards.compare_on_ray` does that by itself.
 """
 
 from __future__ import annotations
@@ -90,12 +92,10 @@ def compare(
             too long, a folder that cannot be used or holds another comparison. What was finished is kept.
         SiteError, UnsupportedError: as `Inspector.run`.
     """
-    _check_numbers(batch_size, keep, window, shard, max_tokens)
-    if lens.architecture.family is None or lens.tokenizer is None:
-        raise InputError("compare() takes texts: it needs a language model of a known family and its tokenizer")
+    check_numbers(batch_size, keep, window, shard, max_tokens)
     corpus = examples if isinstance(examples, Corpus) else Corpus(examples, text=text, categories=categories, pair=pair)
-    facts = _facts(lens, sites, kpis, directions, units, corpus, seed, keep, model)
-    reader = Reader(lens, facts, batch_size, min(max_tokens or 10**9, _limit(lens)))
+    facts = facts_of(lens, sites, kpis, directions, units, corpus.columns, seed, keep, model)
+    reader = Reader(lens, facts, batch_size, limit_of(lens, max_tokens))
     run = {"batch_size": batch_size, "window": window, "shard": list(shard)}
     survey, source = _surveyed(corpus, reader)
     folder = None if out is None else Folder(Path(out), facts, run, corpus, survey, resume)
@@ -144,11 +144,17 @@ def _chain(first: Example, rest: Iterator[Example]) -> Iterator[Example]:
     yield from rest
 
 
-def _facts(
+def facts_of(
     lens: Inspector, sites: SiteNames, kpis: Sequence[str] | None, directions: SiteNames, units: SiteNames,
-    corpus: Corpus, seed: int, keep: int, model: str,
+    columns: list[str], seed: int, keep: int, model: str,
 ) -> Facts:  # fmt: skip
-    """Everything that is asked, checked."""
+    """Everything that is asked, checked; arguments as of `compare`, which raises the same.
+
+    Args:
+        columns: names of the category columns.
+    """
+    if lens.architecture.family is None or lens.tokenizer is None:
+        raise InputError("compare() takes texts: it needs a language model of a known family and its tokenizer")
     table = lens.architecture.sites
     chosen = table.resolve(sites)
     if not chosen:
@@ -172,7 +178,7 @@ def _facts(
     name = model or getattr(lens.model.config, "_name_or_path", "") or type(lens.model).__name__
     return Facts(
         sites=[site.name for site in chosen], kpis=_kpis(kpis), directions=sizes["directions"], units=sizes["units"],
-        columns=corpus.columns, backend=lens.name, library=_version(lens), model=str(name),
+        columns=columns, backend=lens.name, library=_version(lens), model=str(name),
         weights=weights_digest(lens.model),
         dtype=str(lens._dtype).removeprefix("torch."), seed=seed, keep=keep,
     )  # fmt: skip
@@ -187,7 +193,7 @@ def _kpis(kpis: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(kpis))
 
 
-def _check_numbers(batch_size: int, keep: int, window: int, shard: tuple[int, int], max_tokens: int | None) -> None:
+def check_numbers(batch_size: int, keep: int, window: int, shard: tuple[int, int], max_tokens: int | None) -> None:
     for name, value, least in (
         ("batch_size", batch_size, 1), ("keep", keep, 2), ("window", window, 1), ("max_tokens", max_tokens, 1),
     ):  # fmt: skip
@@ -197,9 +203,11 @@ def _check_numbers(batch_size: int, keep: int, window: int, shard: tuple[int, in
         raise InputError(f"shard is {shard}; it is (i, n) with i from 0 to n - 1")
 
 
-def _limit(lens: Inspector) -> int:
+def limit_of(lens: Inspector, max_tokens: int | None) -> int:
+    """Most tokens of an example: what was asked, or what the model takes if that is less."""
     config: Any = lens.model.config
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 10**9)
+    most = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 10**9)
+    return min(max_tokens or 10**9, most)
 
 
 def _version(lens: Inspector) -> str:

@@ -3,9 +3,11 @@
     edits = [[replace(f"blocks.{l}.attn.z", clean[l][:, :, h : h + 1], heads=[h])] for l in layers for h in heads]
     effect = sweep(lens, corrupt, edits, lambda logits: logits[:, -1, right] - logits[:, -1, wrong])
 
-The same numbers as a forward an edit, for less work: edits that begin at one block go through the model together, as
-rows of one batch, and start from the residual stream that enters that block, which none of them changes. `tail.py`
-makes the model that begins there; where it cannot be made, or gives something else, the whole model runs.
+The same numbers as a forward an edit, for less work. Edits that begin at one block go through the model together, as
+rows of one batch, and start from the residual stream that enters that block, which none of them changes. Nor do they
+change positions before the first that they touch (`reach.py`): of those the stored keys and values are read, and an
+edit that puts in what is there already needs no forward at all. `tail.py` makes the model that begins at a block; where
+it cannot be made, or gives something else, the whole model runs.
 """
 
 from __future__ import annotations
@@ -20,18 +22,21 @@ import psutil
 import torch
 from torch import Tensor
 
-from crosslens.adapters import CrosslensError, Edit, InputError, Inspector, Site
+from crosslens.adapters import CrosslensError, Edit, InputError, Inspector, Site, UnsupportedError
 from crosslens.adapters.inputs import Inputs
 
 from .base import Progress
 from .progress import progress_bar
+from .reach import first_change
 from .sweep_store import SweepStore, facts_of
-from .tail import Tail, tail_from
+from .tail import Stored, Tail, tail_from
 from .workload import weights_digest
 
 Metric = Callable[[Tensor], Tensor]
 """logits (batch, pos, d_vocab) -> (batch,), as if the edit had run alone."""
 
+_REFUSALS = (CrosslensError, RuntimeError, AttributeError, TypeError)
+"""What a library raises that cannot take a model which begins in the middle."""
 MOST_ROWS = 64
 SHARE_OF_MEMORY = 0.25
 
@@ -107,14 +112,16 @@ class _Sweep:
         self.lens, self.inputs, self.metric = lens, inputs, metric
         self.ready: Inputs = lens._prepare(inputs)
         self.batch = self.ready.geometry.batch
-        for element in edits:  # everything is checked before anything runs
-            lens._plan(self.ready, self.ready.geometry, (), element, None)
+        # everything is checked before anything runs
+        self.visits = [lens._plan(self.ready, self.ready.geometry, (), element, None).visits for element in edits]
         self.columns = self._columns(logits_at)
         self.max_rows = max_rows
         self.together = self.ready.ids is not None and not lens.model.training and bool(lens.capabilities["edit.rows"])
         self.elements = [self._element(list(element)) for element in edits]
-        self.states: dict[int, Tensor] = {}
-        self.plain: Tensor | None = None
+        self.states: dict[int, Tensor] = {}  # block -> what enters it
+        self.plain: Tensor = torch.empty(0)  # the logits without edits, where the metric reads them
+        self.first: dict[int, int] = {}  # element -> the first column that it changes; empty where that is no help
+        self.stored: Stored = {}
         self.tail: Tail | None = None
         self.no_tail = False
 
@@ -126,17 +133,49 @@ class _Sweep:
         for i, element in enumerate(self.elements):
             if i not in done:
                 by_start.setdefault(element.start, []).append(i)
-        starts = [s for s in by_start if s]
-        if starts:
-            names = [f"blocks.{s}.resid_pre" for s in starts]
-            run = self.lens.run(self.inputs, capture=names)
-            self.states = {s: run[name] for s, name in zip(starts, names, strict=True)}
+        self._look([i for start, numbers in by_start.items() if start is not None for i in numbers])
+        for numbers in by_start.values():  # those that are cut alike run together
+            numbers.sort(key=lambda i: self.first.get(i, 0))
         return sorted(by_start.items(), key=lambda item: (item[0] is None, item[0] or 0))
 
     def parts(self, start: int | None, numbers: list[int]) -> list[list[int]]:
         """Elements of one group in the order of forwards, as many at once as memory holds."""
         size = 1 if start is None else max(1, self._rows() // self.batch)
-        return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        still = [i for i in numbers if self._still(i)]
+        moving = [i for i in numbers if not self._still(i)]
+        return ([still] if still else []) + [moving[i : i + size] for i in range(0, len(moving), size)]
+
+    def _look(self, numbers: list[int]) -> None:
+        """Store what enters the blocks that these elements begin at, and see from which column on each does anything.
+
+        That is of use in a causal model alone, and positions are columns only where no row is padded.
+        """
+        names = {start: f"blocks.{start}.resid_pre" for i in numbers if (start := self.elements[i].start)}
+        sites = {visit.site.name for i in numbers for visit in self.visits[i]}
+        try:
+            self.lens._plan(self.ready, self.ready.geometry, sites, (), None)
+        except UnsupportedError:  # a site that can be edited and not read
+            sites = set()
+        if self.ready.ids is None or not self.ready.geometry.plain or self.ready.geometry.columns < 2:
+            sites = set()
+        if not names and not sites:
+            return
+        run = self.lens.run(self.inputs, capture=[*dict.fromkeys((*names.values(), *sorted(sites)))])
+        self.states = {start: run[name] for start, name in names.items()}
+        self.plain = self._read(run.logits, 1)
+        if sites and self._is_causal(run.logits):
+            self.first = {i: first_change(self.visits[i], self.ready.geometry, run) for i in numbers}
+
+    def _is_causal(self, logits: Tensor) -> bool:
+        """Whether half the inputs alone give what they give before the other half."""
+        half = logits.shape[1] // 2
+        got = self.lens.run({name: tensor[:, :half] for name, tensor in self._repeated(1).items()}).logits
+        return _close(got, logits[:, :half])
+
+    def _still(self, i: int) -> bool:
+        """Whether an element changes nothing that the metric reads."""
+        last = self.ready.geometry.columns - 1 if self.columns is None else int(self.columns.max())
+        return self.first.get(i, 0) > last
 
     def _element(self, edits: list[Edit]) -> _Element:
         last = self.lens.architecture.sizes.get("n_layers", 1) - 1
@@ -177,13 +216,33 @@ class _Sweep:
         """The metric of each element of one forward."""
         if start is None:
             return [self._alone(self.elements[i].edits) for i in part]
-        tail = self._tail_from(start) if start else None
-        edits = [moved for row, i in enumerate(part) for moved in self._moved(row, self.elements[i].edits, start, tail)]
+        if self._still(part[0]):
+            return [self._value(self.plain) for _ in part]
+        cut = min(self.first.get(i, 0) for i in part)
+        tail = self._tail_from(start, cut) if start else None
+        cut = cut if tail is not None and self.first else 0
+        edits = [
+            moved
+            for row, i in enumerate(part)
+            for moved in self._moved(row, self.elements[i].edits, cut, 0 if tail is None else start)
+        ]
         if tail is not None:
-            logits = tail.run(self._repeated(len(part)), edits, len(part))
+            logits = self._run(tail, edits, len(part), cut)
         else:
             logits = self._read(self.lens.run(self._repeated(len(part)), edits=edits).logits, len(part))
         return [self._value(each) for each in logits.view(len(part), self.batch, *logits.shape[1:])]
+
+    def _run(self, tail: Tail, edits: list[Edit], times: int, cut: int) -> Tensor:
+        """Logits that the metric reads, from a tail that runs the columns from `cut` on, and the plain ones before."""
+        inputs = self._repeated(times, cut)
+        if not cut:
+            return tail.run(inputs, edits, times, self.columns)
+        wanted = torch.arange(self.ready.geometry.columns) if self.columns is None else self.columns[0]
+        late = (wanted >= cut).nonzero().flatten()
+        columns = (wanted[late] - cut).expand(self.batch, -1)
+        logits = self.plain.repeat(times, 1, 1)
+        logits[:, late] = tail.run(inputs, edits, times, columns, cut, self.stored)
+        return logits
 
     def _alone(self, edits: list[Edit]) -> Tensor:
         run = self.lens.run(self.inputs, edits=edits)
@@ -204,54 +263,79 @@ class _Sweep:
         columns = self.columns.repeat(times, 1).to(logits.device)
         return logits[torch.arange(len(columns), device=logits.device)[:, None], columns]
 
-    def _repeated(self, times: int) -> dict[str, Tensor]:
-        """The inputs, `times` over."""
+    def _repeated(self, times: int, cut: int = 0) -> dict[str, Tensor]:
+        """The inputs, `times` over, from a column on."""
         names = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
         given = {name: self.ready.kwargs[name] for name in names if name in self.ready.kwargs}
-        return {name: tensor.expand(self.batch, -1).repeat(times, 1) for name, tensor in given.items()}
+        if cut:
+            given.setdefault("position_ids", torch.arange(self.ready.geometry.columns, device=self.lens._device)[None])
+        return {name: tensor.expand(self.batch, -1).repeat(times, 1)[:, cut:] for name, tensor in given.items()}
 
-    def _moved(self, row: int, edits: Sequence[Edit], start: int, tail: Tail | None) -> list[Edit]:
-        """An element's edits in its own rows of the batch, and in the blocks that are left."""
+    def _moved(self, row: int, edits: Sequence[Edit], cut: int, start: int) -> list[Edit]:
+        """An element's edits in its own rows of the batch, in the columns and the blocks that are left."""
         out = []
-        for edit in edits:
+        for edit in (
+            edits if not cut else [late for edit in edits if (late := _from(edit, cut, self.ready.geometry.columns))]
+        ):
             rows = range(self.batch) if edit.rows is None else _numbers(edit.rows, self.batch)
             own = [row * self.batch + r for r in rows]
             for site in self.lens.architecture.sites.resolve(edit.site):
                 name = site.name
-                if tail is not None and site.layer is not None:
+                if start and site.layer is not None:
                     layer = site.layer - start
                     name = f"blocks.{layer}.{site.local}" if layer >= 0 else "blocks.0.resid_pre"
                 out.append(replace(edit, site=name, rows=own))
         return out
 
-    def _tail_from(self, start: int) -> Tail | None:
+    def _tail_from(self, start: int, cut: int) -> Tail | None:
         """The model from a block on, if it gives what the whole model does."""
         if self.no_tail:
             return None
         if self.tail is None or self.tail.start != start:
             self.close()
-            self.tail = tail_from(self.lens, start, self.states[start], self.columns)
-            self.no_tail = self.tail is None or not self._same(self.tail)
+            self.tail = tail_from(self.lens, start, self.states[start])
+            self.no_tail = self.tail is None or not self._same(self.tail, cut)
             if self.no_tail:
                 self.close()
         return self.tail
 
-    def _same(self, tail: Tail) -> bool:
-        """Whether the tail without edits ends in the logits of the whole model."""
+    def _same(self, tail: Tail, cut: int) -> bool:
+        """Whether the tail without edits ends in the logits of the whole model, with stored keys and without."""
+        if self.first and not self.stored:
+            self.stored = tail.keep(self._repeated(1))
+            if not self.stored:
+                self.first = {}
+        if self.first and cut and not self._gives_plain(tail, cut):
+            self.first = {}
+        return bool(self.first and cut) or self._gives_plain(tail, 0)
+
+    def _gives_plain(self, tail: Tail, cut: int) -> bool:
         try:
-            got = tail.run(self._repeated(1), [], 1)
-        except (CrosslensError, RuntimeError, AttributeError, TypeError):  # a library that cannot take such a model
+            return _close(self._run(tail, [], 1, cut), self.plain)
+        except _REFUSALS:
             return False
-        if self.plain is None:
-            self.plain = self._read(self.lens.run(self.inputs).logits, 1)
-        want = self.plain
-        return torch.allclose(got, want, rtol=0, atol=32 * torch.finfo(want.dtype).eps * float(want.abs().max()))
 
     def close(self) -> None:
         """Give the tail's inspector back."""
         if self.tail is not None:
             self.tail.close()
             self.tail = None
+
+
+def _close(got: Tensor, want: Tensor) -> bool:
+    """Equal to rounding."""
+    return torch.allclose(got, want, rtol=0, atol=32 * torch.finfo(want.dtype).eps * float(want.abs().max()))
+
+
+def _from(edit: Edit, cut: int, columns: int) -> Edit | None:
+    """What an edit does from a column on, counted from there; None for nothing."""
+    if edit.positions is None:
+        value = edit.value[:, cut:] if isinstance(edit.value, Tensor) else edit.value
+        return replace(edit, value=value)
+    at = _numbers(edit.positions, columns)
+    kept = [i for i, position in enumerate(at) if position >= cut]
+    value = edit.value[:, kept] if isinstance(edit.value, Tensor) else edit.value
+    return replace(edit, value=value, positions=[at[i] - cut for i in kept]) if kept else None
 
 
 def _start(site: Site, last: int) -> int:

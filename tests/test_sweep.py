@@ -86,11 +86,58 @@ def test_blocks_before_the_edit_do_not_run_again(family: str, backend: str) -> N
     """The point of it: counted at the caller's own weights, which every shadow shares."""
     model, tokenizer = tiny_model(family, dtype=torch.float64)
     names = {"llama": "model.layers.0", "gpt2": "transformer.h.0", "gpt_neox": "gpt_neox.layers.0"}
-    calls = []
-    model.get_submodule(names[family]).register_forward_hook(lambda *_: calls.append(1))
+    seen: list[tuple[int, ...]] = []
+    model.get_submodule(names[family]).register_forward_hook(lambda module, args, out: seen.append(args[0].shape[:2]))
     with open_inspector(backend, model, tokenizer) as lens:
         sweep(lens, OTHER, [[zero("blocks.2.attn.z", heads=[h])] for h in range(4)], metric)
-    assert len(calls) == 2, "one forward for the stored state, one that the shortened model is held to"
+    assert seen == [(2, 7), (2, 3)], "one forward for the stored state, one of half the inputs to see who sees whom"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_positions_before_the_edit_do_not_run_again(family: str, backend: str) -> None:
+    model, tokenizer = tiny_model(family, dtype=torch.float64)
+    names = {"llama": "model.layers.2", "gpt2": "transformer.h.2", "gpt_neox": "gpt_neox.layers.2"}
+    seen: list[tuple[int, ...]] = []
+    model.get_submodule(names[family]).register_forward_hook(lambda module, args, out: seen.append(args[0].shape[:2]))
+    with open_inspector(backend, model, tokenizer) as lens:
+        state = lens.run(OTHER, capture="blocks.1.resid_post")["blocks.1.resid_post"]
+        other = state.clone()
+        other[:, 4:] += 1.0
+        edits = [[replace("blocks.1.resid_post", other[:, [p, 1]], positions=[p, 1])] for p in (6, 4, 3)]
+        edits += [
+            [replace("blocks.1.resid_post", other)],
+            [add("blocks.2.attn.z", torch.ones(2, 1, 4, 8).double(), positions=[5])],
+        ]
+        want = loop(lens, OTHER, edits)
+        plain = metric(lens.run(OTHER).logits)
+        seen.clear()
+        for options in ({}, {"logits_at": [-1]}, {"logits_at": [3, -1]}):
+            got = sweep(lens, OTHER, edits, lambda logits: metric(logits), **options)  # type: ignore[arg-type]
+            assert torch.allclose(got, want, rtol=0, atol=1e-12)
+            assert torch.equal(got[2], plain), "what puts in what is there needs no forward"
+        whole, half, kept, check, run = seen[:5]
+        assert (whole, half, kept) == ((2, 7), (2, 3), (2, 7))
+        assert (check, run) == ((2, 3), (8, 3)), "positions from 4 on"
+        at = sweep(lens, OTHER, edits, lambda logits: logits[:, 0, 5], logits_at=[3])
+        assert torch.equal(at, lens.run(OTHER).logits[:, 3, 5].expand(5, 2)), "before them nothing is different"
+
+
+def test_where_tokens_see_those_after_them_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attention that looks ahead: the causality is looked at, not taken for granted."""
+    model, tokenizer = tiny_model("llama", dtype=torch.float64)
+    for layer in model.model.layers:
+        inner = layer.self_attn.forward
+
+        def ahead(*args: Any, inner: Any = inner, **kwargs: Any) -> Any:
+            kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+            return inner(*args, **kwargs)
+
+        layer.self_attn.forward = ahead
+    with open_inspector("hooks", model, tokenizer) as lens:
+        edits = [[scale("blocks.0.resid_post", 0.5, positions=[p])] for p in (3, 6)]
+        assert float((lens.run(OTHER[:, :3]).logits - lens.run(OTHER).logits[:, :3]).abs().max()) > 1e-3
+        assert torch.allclose(sweep(lens, OTHER, edits, metric), loop(lens, OTHER, edits), rtol=0, atol=1e-12)
 
 
 def test_a_shortened_model_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +147,11 @@ def test_a_shortened_model_that_gives_something_else_is_not_used(monkeypatch: py
         start = 2
         closed = 0
 
-        def run(self, inputs: Any, edits: Any, times: int) -> Tensor:
-            return torch.ones(2 * times, 7, 311, dtype=torch.float64)
+        def run(self, inputs: Any, edits: Any, times: int, *_: Any) -> Tensor:
+            return torch.ones(2 * times, inputs["input_ids"].shape[1], 311, dtype=torch.float64)
+
+        def keep(self, inputs: Any) -> dict[int, tuple[Tensor, Tensor]]:
+            return {2: (torch.ones(2, 4, 7, 8), torch.ones(2, 4, 7, 8))}
 
         def close(self) -> None:
             Wrong.closed += 1
