@@ -1,54 +1,77 @@
-"""Tables as Markdown, CSV, LaTeX, JSON, and on a terminal."""
+"""Tables as Markdown, CSV, LaTeX and JSON, each a pure function of them; `terminal.py` prints them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table as RichTable
-from rich.text import Text
-
 from crosslens.adapters import InputError
 
+from .columns import Column, cell_text
+from .estimate import Estimate
 from .store import to_json
-from .tables import Column, Row, Table, cell_text, columns
+from .summary import Summary
+from .tables import Table
 
-_WIDE = 112  # columns of a terminal that has room for every column
+AnyTable = Table | Summary
+
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # after \\ it would be the start of an option
+    "−": r"\textminus{}",
+    "×": r"\texttimes{}",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "→": r"$\to$",
 }
 
 
-def markdown(tables: Sequence[Table]) -> str:
-    """One section a table; notes below."""
+def markdown(tables: Sequence[AnyTable]) -> str:
+    """One section a table; cautions above it, notes below."""
     parts = []
     for table in tables:
-        shown = columns(table)
-        body = [[cell_text(row, column).replace("|", "\\|") for column in shown] for row in table.rows]
-        grid = list(zip([_one_line(column) for column in shown], *body, strict=True))  # one tuple a column
+        shown = table.columns
+        body = [[_marked(table, row, column, "**", "**") for column in shown] for row in table.rows]
+        grid = list(zip([one_line(column) for column in shown], *body, strict=True))  # one tuple a column
         widths = [max(map(len, texts)) for texts in grid]
         rules = ["-" * (w - 1) + ("-" if c.align == "left" else ":") for c, w in zip(shown, widths, strict=True)]
         lines = [[texts[0] for texts in grid], rules, *body]
-        finding = f"**Finding:** {table.finding}\n\n" if table.finding else ""
-        notes = "\n".join(f"- {note}" for note in [*table.notes, *table.legend])
+        above = "".join(f"**Caution:** {plain(caution)}\n\n" for caution in table.cautions)
+        finding = f"**Finding:** {plain(table.finding)}\n\n" if table.finding else ""
+        notes = "\n".join(f"- {plain(note)}" for note in [*table.notes, *table.legend])
         text = "\n".join(_line(line, shown, widths) for line in lines)
-        parts.append(f"## {table.title}\n\n{text}\n\n{finding}{notes}\n")
+        parts.append(f"## {table.title}\n\n{above}{text}\n\n{finding}{notes}\n")
     return "\n".join(parts)
 
 
-def _one_line(column: Column) -> str:
-    return column.header.replace("\n", " ")
+def one_line(column: Column) -> str:
+    """A header without its line breaks; one within a word goes with its hyphen."""
+    return column.header.replace("-\n", "").replace("\n", " ")
+
+
+def plain(text: str) -> str:
+    """Text of a library, such as an error's, in one line."""
+    return " ".join(text.split())
+
+
+def is_best(table: AnyTable, row: Any, column: Column) -> bool:
+    """Whether a cell is marked: its interval lies below those of all others."""
+    return table.best.get(column.key) == row.backend
+
+
+def _marked(table: AnyTable, row: Any, column: Column, before: str, after: str) -> str:
+    text = cell_text(row, column).replace("|", "\\|")
+    return f"{before}{text}{after}" if is_best(table, row, column) else text
 
 
 def _line(cells: Sequence[str], shown: Sequence[Column], widths: Sequence[int]) -> str:
@@ -59,59 +82,79 @@ def _line(cells: Sequence[str], shown: Sequence[Column], widths: Sequence[int]) 
     return "| " + " | ".join(padded) + " |"
 
 
-def comma_separated(tables: Sequence[Table]) -> str:
-    """Every figure, unrounded, of all tables in one; units are in the names."""
+def comma_separated(tables: Sequence[AnyTable]) -> str:
+    """Every figure, unrounded, of all tables in one; units are in the names. What a table has not is empty."""
+    rows = [_flat(table, row) for table in tables for row in table.rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(_flat(tables[0], tables[0].rows[0])) if tables else [], lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    for table in tables:
-        writer.writerows(_flat(table, row) for row in table.rows)
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def _flat(table: Table, row: Row) -> dict[str, Any]:
+def _flat(table: AnyTable, row: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {"task": table.task, "model": table.model}
     for entry in fields(row):
         value = getattr(row, entry.name)
-        if entry.name == "ratio":
-            flat["ratio"] = None if value is None else value.value
-            flat["ratio_low"] = None if value is None else value.low
-            flat["ratio_high"] = None if value is None else value.high
+        if str(entry.type).startswith(Estimate.__name__):
+            for key, part in ((entry.name, "value"), (f"{entry.name}_low", "low"), (f"{entry.name}_high", "high")):
+                flat[key] = None if value is None else getattr(value, part)
         else:
             flat[entry.name] = value
     return flat
 
 
-def latex(tables: Sequence[Table]) -> str:
-    """A booktabs table each."""
+def latex(tables: Sequence[AnyTable]) -> str:
+    r"""A `table` each, with booktabs' rules: the document needs `\usepackage{booktabs}`. Notes are comments."""
     parts = []
     for table in tables:
-        shown = columns(table)
+        shown = table.columns
         align = "".join(column.align[0] for column in shown)
-        head = " & ".join(escape_latex(_one_line(column)) for column in shown)
-        rows = [" & ".join(escape_latex(cell_text(row, column)) for column in shown) + r" \\" for row in table.rows]
-        body = "\n".join([rf"\begin{{tabular}}{{{align}}}", r"\toprule", head + r" \\", r"\midrule", *rows])
-        notes = "\n".join(f"% {note}" for note in [*table.notes, *table.legend])
-        parts.append(f"% {table.title}\n{body}\n\\bottomrule\n\\end{{tabular}}\n{notes}\n")
+        head = " & ".join(escape_latex(one_line(column)) for column in shown)
+        rows = [" & ".join(_latex_cell(table, row, column) for column in shown) + r" \\" for row in table.rows]
+        caption = ". ".join(filter(None, [table.title, plain(table.finding or ""), *map(_sentence, table.cautions)]))
+        notes = "".join(f"% {plain(note)}\n" for note in [*table.notes, *table.legend])
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{escape_latex(caption)}.}}",
+            rf"\begin{{tabular}}{{{align}}}",
+            r"\toprule",
+            head + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines) + "\n" + notes)
     return "\n".join(parts)
 
 
+def _sentence(caution: str) -> str:
+    return f"Caution: {plain(caution)}"
+
+
+def _latex_cell(table: AnyTable, row: Any, column: Column) -> str:
+    text = escape_latex(cell_text(row, column))
+    return rf"\textbf{{{text}}}" if is_best(table, row, column) else text
+
+
 def escape_latex(text: str) -> str:
-    """Text with the characters that LaTeX takes for commands written out."""
-    return re.sub(r"[&%$#_{}~^\\]", lambda match: _LATEX[match[0]], text)
+    """Text with the characters that LaTeX takes for commands, or has not in its fonts, written out."""
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
-def as_json(tables: Sequence[Table]) -> str:
-    """Every figure, unrounded, with findings and notes."""
+def as_json(tables: Sequence[AnyTable]) -> str:
+    """Every figure, unrounded, with findings, cautions and notes."""
     return to_json(data(tables), indent=2)
 
 
-def data(tables: Sequence[Table]) -> list[dict[str, Any]]:
+def data(tables: Sequence[AnyTable]) -> list[dict[str, Any]]:
     """What `as_json` writes."""
     return [asdict(table) for table in tables]
 
 
-FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[AnyTable]], str]] = {
     "md": markdown,
     "csv": comma_separated,
     "latex": latex,
@@ -119,7 +162,7 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
 }
 
 
-def write(tables: Sequence[Table], folder: Path) -> list[Path]:
+def write(tables: Sequence[AnyTable], folder: Path) -> list[Path]:
     """Write each table to `folder` as Markdown and as CSV; returns the files.
 
     Raises:
@@ -138,29 +181,3 @@ def write(tables: Sequence[Table], folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"the tables cannot be written to {folder}: {error}; --format prints them instead") from error
     return files
-
-
-def show(console: Console, tables: Sequence[Table]) -> None:
-    """Print tables, each with its finding and notes."""
-    wide = console.width >= _WIDE
-    for table in tables:
-        shown = [column for column in columns(table) if wide or not column.wide]
-        grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1 if wide else 0, 0, 0), show_edge=False, pad_edge=False)
-        for column in shown:
-            grid.add_column(column.header, justify=column.align, no_wrap=column.key != "result", min_width=5)
-        for row in table.rows:
-            cells = [Text(cell_text(row, column)) for column in shown]
-            style = "" if row.result == "right" else "dim" if row.result in ("", "skipped", "not run") else "yellow"
-            grid.add_row(*cells, style=style)
-        console.print(Text(f"\n{table.title}\n", style="bold"))
-        console.print(grid)
-        if table.finding:
-            console.print(Text.assemble(("\nFinding: ", "bold"), table.finding))
-        _print_notes(console, table.notes)
-        if table is tables[-1] or table.legend != tables[-1].legend:  # once, where it is the same for all
-            _print_notes(console, table.legend)
-
-
-def _print_notes(console: Console, notes: Sequence[str]) -> None:
-    for note in notes:
-        console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
