@@ -23,8 +23,8 @@ python, platform, cpu, cores, memory_bytes, governor, load_average, gpus, variab
 ("done", or for a backend "right"; "wrong", "vacuous", "unsupported", "not-installed", "failed", "crashed", "timeout",
 "out-of-memory"), `stage` (the last that it began) and `reason`; `library`, `version`; `figures` (name -> seconds,
 `*_s`, or bytes, `*_bytes`); `score`, `known`, `headline`, `timing` (blocks, calls of a sample, warmups) where it came
-so far; `traceback` and `log` (the last lines) where it failed; `node` and `tries` on a cluster; `no_hooks`, why native hooks
-could not be timed beside it; `samples` (rows) and `files` (suffix -> SHA-256).
+so far; `traceback` and `log` (the last lines) where it failed; `node` and `tries` on a cluster; `no_hooks`, why native
+hooks could not be timed beside it; `samples` (rows) and `files` (suffix -> SHA-256).
 
 **samples.parquet**: `cell`; `block`, from 0; `order`, the names as they were timed, joined by commas; `bare_s`,
 `hooks_s`, `step_s`, seconds a call of the bare forward, native hooks and the backend (NaN: not timed).
