@@ -142,7 +142,7 @@ def backend(job: dict[str, Any], report: Report) -> None:
         figures.update(peak_bytes=memory.whole(), **device_memory())
         if report.cell["status"] == "right":
             with ExitStack() as beside:
-                hooks = _native(beside, task, model, tokenizer, work, report)
+                hooks = _native(beside, task, model, tokenizer, work, report) if _is_timed(job) else {}
                 _time(job, report, {"bare": bare, **hooks, "step": task.step(lens, work)})
     finally:
         start = time.perf_counter()
@@ -203,7 +203,15 @@ def _native(beside: ExitStack, task: Task, model: Any, tokenizer: Any, work: Any
     return {"hooks": step}
 
 
+def _is_timed(job: dict[str, Any]) -> bool:
+    """Whether the run takes samples at all, or judges results alone."""
+    most: int = job["sampling"]["most"]
+    return most > 0
+
+
 def _time(job: dict[str, Any], report: Report, calls: Mapping[str, Call]) -> None:
+    if not _is_timed(job):
+        return
     progress = report.stage("timing")
     timing = time_blocks(calls, Sampling(**job["sampling"]), seed=job["seed"], progress=progress)
     report.cell["timing"] = {"blocks": len(timing.blocks), "calls": timing.calls, "warmups": timing.warmups}

@@ -353,12 +353,14 @@ def test_a_run_goes_on_after_a_failure_and_keeps_every_cell(tmp_path: Path) -> N
     folder.close()
     run = read_run(tmp_path / "run")
     assert sorted(cell["id"] for cell in run.cells) == sorted(run.facts["cells"])
-    status = {(cell["task"].partition(":")[2], cell["kind"]): cell["status"] for cell in run.cells}
+    status = {(cell["task"].partition(":")[2], cell["backend"]): cell["status"] for cell in run.cells}
     assert status == {
-        ("Wrong", "reference"): "done",
-        ("Wrong", "backend"): "wrong",
-        ("NoReference", "reference"): "out-of-memory",
-        ("NoReference", "backend"): "failed",
+        ("Wrong", None): "done",
+        ("Wrong", "hooks"): "wrong",
+        ("Wrong", "hooks (A/A)"): "wrong",
+        ("NoReference", None): "out-of-memory",
+        ("NoReference", "hooks"): "failed",
+        ("NoReference", "hooks (A/A)"): "failed",
     }
     assert [s for _, s in told.finished] == [cell["status"] for cell in run.cells]
     assert {"loading the model", "timing"} & told.stages
@@ -414,7 +416,7 @@ def test_a_run_that_was_cut_goes_on_and_loses_or_doubles_nothing(
     again = read_run(path)
     assert [cell["id"] for cell in again.cells] == [cell["id"] for cell in whole.cells]
     assert sorted(again.samples["cell"].unique()) == sorted(whole.samples["cell"].unique())
-    assert again.samples.groupby(["cell", "pair"]).size().max() == 1
+    assert again.samples.groupby(["cell", "block"]).size().max() == 1
     assert len(again.facts["resumed"]) == 1
     assert not [p for p in path.iterdir() if p.name.startswith(".")]
 
