@@ -1,7 +1,7 @@
 """Stands in for a worker in tests of what becomes of one: `python -S -P stand_in.py FOLDER`, of the standard library.
 
-It does what job.json says under `behave`, or else what a file `behave` beside the run's folder says, or nothing odd, and
-leaves what a worker leaves. Beside the run's folder it keeps a `journal`: a line as it begins and one as it ends.
+It does what job.json says under `behave`, or else what a file `behave` beside the run's folder says, or nothing odd,
+and leaves what a worker leaves. Beside the run's folder it keeps a `journal`: a line as it begins and one as it ends.
 """
 
 from __future__ import annotations
