@@ -22,6 +22,7 @@ x, y = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(digits)
 model = nn.Sequential(
     nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10)
 )
+criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 sick = False
 model[SICK_LAYER].register_forward_hook(lambda module, args, output: output * 0.8 if sick else None)
@@ -33,7 +34,7 @@ with Recorder(model, "module:*:output", schedule=5) as recorder:
         batch = torch.randint(len(x), (32,))
         with recorder.step(worker) as step:
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+            loss = criterion(model(x[batch]), y[batch])
             step.loss("cross entropy", loss)
             loss.backward()
             optimizer.step()

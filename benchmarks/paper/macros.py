@@ -18,6 +18,7 @@ from ..matrix import state
 from ..stories.running import LEVEL as STORY_LEVEL
 from ..tables import CONTROL, tables
 from . import macros_use as use
+from . import others
 from .latex import escape_latex, extent, listed, name, signed, significant, words
 from .sources import Results
 from .tables import averages_over_kinds, truth
@@ -35,7 +36,6 @@ def kit(results: Results) -> Macros:
     editing = [each.name for each, _ in outcomes if state(each, "edit.replace") in ("supported", "most")]
     return {
         "Backends": words(len(outcomes)),
-        "BackendNames": listed(_cited(each.name) for each, _ in outcomes),
         "Editing": words(len(editing)),
         "Families": words(len(FAMILY_NAMES)),
         "Capabilities": f"{len(CAPABILITIES)}",
@@ -45,18 +45,15 @@ def kit(results: Results) -> Macros:
     }
 
 
-def _cited(backend: str) -> str:
-    return name(backend)
-
-
 def run(results: Results) -> Macros:
     """Of the tasks, and of the machine."""
     facts = results.run.facts
     found = tables(results.run)
-    rows = [row for table in found for row in table.rows if row.backend != CONTROL]
+    rows = [row for table in found for row in table.rows if not row.control]
     judged = [row for row in rows if row.result not in ("unsupported", "skipped", "not run")]
     right = [row for row in judged if row.result == "right"]
-    controls = [row.ratio for table in found for row in table.rows if row.backend == CONTROL and row.ratio is not None]
+    nulls = [row.ratio if row.backend == CONTROL else row.same for table in found for row in table.rows if row.control]
+    controls = [null for null in nulls if null is not None]
     asked = facts["arguments"]
     return {
         "Tasks": words(len(found)),
@@ -176,6 +173,8 @@ PARTS: Sequence[tuple[str | None, Callable[[Results], Macros]]] = (
     ("residue", _of("residue", use.residue)),
     ("idioms", _of("idioms", use.idioms)),
     ("known_truth", known_truth),
+    ("correctness", _of("correctness", others.correctness_macros)),
+    ("published", _of("published", others.published_macros)),
 )
 """Study -> the macros that are of it; None: of every run."""
 SWITCHES = ("stories", "mistakes", "claims", "residue", "idioms", "known_truth", "correctness", "overhead", "scaling",

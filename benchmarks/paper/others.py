@@ -1,4 +1,4 @@
-"""Tables and numbers of the studies that say by themselves how LaTeX shows them: correctness, overhead, scaling, published.
+"""Tables and numbers of the studies that say by themselves how LaTeX shows them: correctness, costs, published figures.
 
 Each has a function `latex(kept)` that gives a tabular; here it gets a caption that says what was run, on what and how
 often.
@@ -11,11 +11,6 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from ..correctness import kept as answers
-from ..correctness.judge import BAD
-from ..correctness.table import latex as correctness_latex
-from ..published.page import latex as published_latex
-from ..published.page import rows as published_rows
 from .latex import escape_latex, floating, listed, name, words
 
 Macros = dict[str, str]
@@ -34,19 +29,22 @@ def correctness(kept: Mapping[str, Any]) -> str:
     """Classes of answers and largest errors, by backend."""
     cells, possible = kept["possible"]
     caption = (
-        r"\textbf{Is it right?} Answers of each backend, through the Inspector, by class. A cell is a site, operation, family, "
-        f"attention implementation, padding and batch; of {cells:,} that there are ({possible:,} answers, one a dtype) "
-        "covering arrays were run in which all pairs or triples of levels occur, on tiny random models. \\emph{Noise}: "
-        "off by no more than rounding explains, and exact when the same cell is run in float64. \\emph{Refused}: an "
-        "error that says why, before the model runs. \\emph{Wrong}: wrong, silently wrong, or any other error. Each cell was asked once "
-        f"a dtype, on {machine(kept)}."
+        r"\textbf{Is it right?} Answers of each backend, through the Inspector, by class. A cell is a site, "
+        f"operation, family, attention implementation, padding and batch; of {cells:,} that there are ({possible:,} "
+        "answers, one a dtype) covering arrays were run in which all pairs or triples of levels occur, on tiny "
+        r"random models. \emph{Noise}: off by no more than rounding explains, and exact when the same cell is run "
+        r"in float64. \emph{Refused}: an error that says why, before the model runs. \emph{Wrong}: wrong, "
+        f"silently wrong, or any other error. Each cell was asked once a dtype, on {machine(kept)}."
     )
-    return floating("correctness", caption, correctness_latex(kept))
+    return floating("correctness", caption, latex_of("correctness", kept))
 
 
 def correctness_macros(kept: Mapping[str, Any]) -> Macros:
     """Of the answers."""
-    found = list(answers.rows(kept))
+    from ..correctness.judge import BAD
+    from ..correctness.kept import rows
+
+    found = list(rows(kept))
     tally = Counter(row.verdict.name for row in found)
     bad = Counter(row.backend for row in found if row.verdict.name in BAD)
     named = listed(f"{name(each)} {count:,}" for each, count in bad.most_common())
@@ -64,17 +62,20 @@ def published(kept: Mapping[str, Any]) -> str:
     """Each published figure that could be measured: claimed, here, verdict."""
     settings = kept["settings"]
     caption = (
-        r"\textbf{Published figures, measured again.} What is claimed and where, what comes out here, and whether the two "
-        r"agree: a figure agrees if the interval covers it to the last digit that was published. A ratio is the mean over "
-        rf"{settings['processes']} processes of each one's median of paired samples with Student's 95\,\% interval; of values, the "
-        f"median and range. On {machine(kept)}, no accelerator. Figures of other machines need not carry over."
+        r"\textbf{Published figures, measured again.} What is claimed and where, what comes out here, and whether "
+        "the two agree: a figure agrees if the interval covers it to the last digit that was published. A ratio is "
+        f"the mean over {settings['processes']} processes of each one's median of paired samples with Student's "
+        rf"95\,\% interval; of values, the median and range. On {machine(kept)}, no accelerator. Figures of other "
+        "machines need not carry over."
     )
-    return floating("published", caption, published_latex(kept), wide=True, size="scriptsize")
+    return floating("published", caption, latex_of("published", kept), wide=True, size="scriptsize")
 
 
 def published_macros(kept: Mapping[str, Any]) -> Macros:
     """Of the verdicts."""
-    every = [row for row in published_rows(kept) if not row[0].id.startswith("control.")]
+    from ..published.page import rows
+
+    every = [row for row in rows(kept) if not row[0].id.startswith("control.")]
     measured = [row for row in every if row[2].word != "not measured"]
     tally = Counter(row[2].word for row in measured)
     return {

@@ -17,6 +17,7 @@ from .. import matrix
 from ..known_truth_tables import NULLS, as_table, averages, wilson
 from ..known_truth_ways import LEVEL, WAYS
 from ..tables import CONTROL, tables
+from . import others
 from . import tables_use as use
 from .latex import escape_latex, floating, listed, name, significant, tabular
 from .sources import Results
@@ -53,7 +54,7 @@ def tasks(results: Results) -> str:
             cells += [_ratio(row), "" if row is None or row.error is None else significant(row.error, 1)]
         body.append(cells)
     repeats = results.run.facts["arguments"]["repeats"]
-    pairs = [row.pairs for table in found for row in table.rows if row.pairs and row.backend != CONTROL]
+    pairs = [row.pairs for table in found for row in table.rows if row.pairs and not row.control]
     models = listed(escape_latex(each) for each in dict.fromkeys(table.model for table in found))
     extent = f"{min(pairs)} to {max(pairs)} pairs" if pairs else "no pairs"
     processes = "one process" if repeats == 1 else f"{repeats} processes"
@@ -159,6 +160,8 @@ TABLES: Mapping[str, tuple[str | None, Callable[[Results], str | list[str]]]] = 
     "ergonomics_each": ("idioms", _study("idioms", use.ergonomics_each)),
     "truth": ("known_truth", known_truth),
     "truth_kinds": ("known_truth", known_truth_kinds),
+    "correctness": ("correctness", _study("correctness", others.correctness)),
+    "published": ("published", _study("published", others.published)),
 }
 """File -> the study that it is of, and what renders it; several tables come in one file."""
 

@@ -33,6 +33,7 @@ _SWITCH = re.compile(r"\\(ifhas[A-Za-z]+|else|fi)(?![A-Za-z])")
 _BREAK = re.compile(r"\\\\\*?(\[[^\]\n]*\])")
 _ASSIGNED = re.compile(r"(?<=\\pdfinfoomitdate)\s*=\s*-?\d+|(?<=\\pdfsuppressptexinfo)\s*=\s*-?\d+")
 _PARAMETER = re.compile(r"#\d")
+_BRACE = re.compile(r"(?<!\\)[{}]")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def prose(text: str) -> str:
             spans += given if given and _inside(text, given[0]) in FRAMES else given[:1]
         elif name in ("textcolor", "href", "raisebox", "rule", "parbox", "makebox", "rotatebox", "resizebox"):
             spans += list(arguments(text, place))[: {"rule": 2, "resizebox": 2}.get(name, 1)]
-    return blank(text, spans)
+    text = blank(text, spans)
+    return _BRACE.sub(" ", text)
 
 
 def _definition(text: str, place: int) -> Iterator[Span]:
