@@ -57,6 +57,12 @@ def _residue(path: Path) -> str:
     return markdown(_read(path))
 
 
+def _published(path: Path) -> str:
+    from .published.page import markdown
+
+    return markdown(_read(path))
+
+
 def _claims(path: Path) -> str:
     from .claims.__main__ import page
 
@@ -83,6 +89,7 @@ STUDIES = {
     "claims": Study("what libraries do when they are used directly: silent errors, each with its program", _claims),
     "known_truth": Study("who finds a planted difference, and one that is not there", _known_truth, ".jsonl"),
     "stories": Study("what was hard and is now short: the programs of examples/, and what they print", _stories),
+    "published": Study("figures that others published about these libraries, measured again", _published),
 }
 
 

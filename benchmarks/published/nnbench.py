@@ -1,0 +1,141 @@
+"""nnbench's cost of attribution patching, in forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .claim import Claim, Found, Kept, Scale, Source, short
+from .subjects import agree, gpt2, paired, shadow, tokens
+
+FINDINGS = Source(
+    "nnbench, findings",
+    "github.com/ndif-team/nnbench, docs/findings.md; isb/methodologies/attribution_patching.py, isb/backends/hf.py",
+    "1f68076, 4841ae2, 309e7e9; GPT-2 on CUDA, through nnsight",
+    "2026-06",
+)
+_ANSWERS = (1, 2)
+
+
+def _subject(scale: Scale) -> tuple[Any, Tensor, Tensor]:
+    model = gpt2(scale, "eager")
+    return model, tokens(model, 1, 8, scale.seed), tokens(model, 1, 8, scale.seed + 1)
+
+
+def _metric(transformer: Any, head: Any, last: Any) -> Any:
+    """Difference of two logits at the last position, norm and unembedding of the last block's output."""
+    logits = F.linear(transformer.ln_f(last), head.weight)[:, -1, :]
+    return logits[:, _ANSWERS[0]] - logits[:, _ANSWERS[1]]
+
+
+def _nnsight(module: Any, clean: Tensor, corrupt: Tensor) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Attribution of every block as its `be.attribute` has it, and the forward that reads the metric alone."""
+    from nnsight import NNsight
+
+    wrapped, layers = NNsight(module), module.config.n_layer
+
+    def attribute() -> Tensor:
+        there: list[Any] = [None] * layers
+        with wrapped.trace(clean):
+            for layer in range(layers):
+                there[layer] = wrapped.transformer.h[layer].output.save()
+        here: list[Any] = [None] * layers
+        slopes: list[Any] = [None] * layers
+        with wrapped.trace(corrupt):
+            outputs = [block.output for block in wrapped.transformer.h]
+            for layer in range(layers):
+                outputs[layer].requires_grad_(True)
+                here[layer] = outputs[layer].save()
+            metric = _metric(wrapped.transformer, wrapped.lm_head, outputs[-1])
+            with metric.sum().backward():
+                for layer in range(layers - 1, -1, -1):
+                    slopes[layer] = outputs[layer].grad.save()
+        return torch.stack([((a - b) * slope).sum() for a, b, slope in zip(there, here, slopes, strict=True)]).detach()
+
+    def forward() -> Tensor:
+        with wrapped.trace(corrupt):
+            metric = _metric(wrapped.transformer, wrapped.lm_head, wrapped.transformer.h[-1].output).save()
+        found: Tensor = metric
+        return found
+
+    return attribute, forward
+
+
+def _plainly(model: Any, clean: Tensor, corrupt: Tensor) -> Callable[[], Tensor]:
+    """The same by hooks and PyTorch's own gradient: of the blocks' outputs alone, not of every weight."""
+
+    def outputs(ids: Tensor) -> list[Tensor]:
+        kept: list[Tensor] = []
+
+        def hook(_module: Any, _given: Any, output: Tensor) -> None:
+            kept.append(output)
+
+        handles = [block.register_forward_hook(hook) for block in model.transformer.h]
+        try:
+            model(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return kept
+
+    def attribute() -> Tensor:
+        there, here = outputs(clean), outputs(corrupt)
+        slopes = torch.autograd.grad(_metric(model.transformer, model.lm_head, here[-1]).sum(), here)
+        return torch.stack([((a - b) * slope).sum() for a, b, slope in zip(there, here, slopes, strict=True)]).detach()
+
+    return attribute
+
+
+def through_nnsight(scale: Scale) -> Kept:
+    """Their program."""
+    model, clean, corrupt = _subject(scale)
+    module = shadow(model)
+    attribute, forward = _nnsight(module, clean, corrupt)
+    error = agree(attribute(), _plainly(model, clean, corrupt)(), "attributions", 1e-3)
+    try:
+        return paired(attribute, forward, scale, error=error)
+    finally:
+        module.zero_grad(set_to_none=True)  # the weights are shared, and backward fills their gradients
+
+
+def plainly(scale: Scale) -> Kept:
+    """The same computation without a library, to a plain forward."""
+    model, clean, corrupt = _subject(scale)
+
+    def forward() -> Any:
+        return model(corrupt).logits
+
+    return paired(_plainly(model, clean, corrupt), forward, scale)
+
+
+def _parts(seen: Found, rows: Mapping[str, Found]) -> str:
+    plain = rows.get("nnbench.plain")
+    if seen.estimate is None or plain is None or plain.estimate is None:
+        return "not established"
+    return (
+        "Two forwards and a backward. By hooks, with gradients of the blocks' outputs alone, they take "
+        f"{short(plain.estimate.value)} plain forwards here (next row); through nnsight, `backward` fills the gradient "
+        "of every weight too. There the forward ran on a GPU."
+    )
+
+
+def _plain(seen: Found, rows: Mapping[str, Found]) -> str:
+    return "What the method itself costs here: no library, no gradient of weights."
+
+
+_WORKLOAD = "GPT-2 small (random weights), eager, two prompts of 8 tokens, CPU"
+
+CLAIMS = (
+    Claim("nnbench.attribution", FINDINGS, "attribution patching takes about 3.4 forwards", 3.4,
+          _WORKLOAD + "; to a trace that reads the metric", half=0.05, group="nnsight", measure=through_nnsight,
+          why=_parts),
+    Claim("nnbench.plain", FINDINGS, "the same without a library: not published", None,
+          _WORKLOAD + "; by hooks, to a plain forward", group="nnsight", measure=plainly, why=_plain),
+    Claim("nnbench.vllm", FINDINGS, "logit lens of a llama on vLLM: right token .13, no error", None,
+          missing="vLLM, and the GPU that it needs"),
+)  # fmt: skip
+"""The rows of this source."""
