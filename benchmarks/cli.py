@@ -149,6 +149,17 @@ def run(
         list[str] | None,
         typer.Option(help="idioms, mistakes, residue, claims or known_truth; may be repeated. full has all of them."),
     ] = None,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Whether right results are timed; else they are judged alone.")
+    ] = True,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="local: processes of this machine; ray: the nodes of a Ray cluster, crosslens on each."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of the cluster's head, or local; else RAY_ADDRESS, the one here, or a new one."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; else runs/DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")] = False,
     as_json: AsJson = False,
@@ -164,6 +175,10 @@ def run(
     - `crosslens run --backend hooks --backend nnsight --task ioi --repeats 3 --out runs/ioi`
     - `crosslens run --model my-folder/my-model --task characters`
     - `crosslens run --resume --out runs/ioi`
+    - `crosslens run --executor ray --ray-address 10.0.0.1:6379 --out runs/cluster`
+
+    On Ray (`pip install 'crosslens[ray]'`) a cell that is timed has a node to itself, cells that are not share nodes,
+    and those of a node that is lost run again. This process keeps the folder, and runs on a machine of the cluster.
     """
     from .commands import run_command
 
@@ -182,6 +197,9 @@ def run(
         seed=seed,
         jobs=jobs,
         study=study or (),
+        timing=timing,
+        where=executor,
+        ray_address=ray_address,
         out=chosen,
         resume=resume,
         as_json=as_json,
@@ -210,6 +228,51 @@ def tables(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Of a run, finished or not.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page; an existing file is replaced.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write a run as one page that needs nothing else: tables, plots, maps, programs.
+
+    It opens from disk, without a network. What the run lacks is left out, and a line says so.
+
+    Examples:
+
+    - `crosslens report runs/first -o report.html`
+    """
+    from .report import write_report
+
+    print(f"{out}: {write_report(folder, out) / 1e6:.1f} MB")
+
+
+@app.command()
+def paper(
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of a run; else the one in results/ that was started last.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--paper", help="Folder of the paper's sources.")] = Path("paper"),
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; say what differs.")] = False,
+) -> None:
+    """Render the paper's numbers, tables and figures from a run, or check that they are those of the run.
+
+    Exit status 1 where something generated differs or is shown nowhere, a macro is unused or missing, or a number in
+    the text is typed. `make paper` builds the pages.
+
+    Examples:
+
+    - `crosslens paper`
+    - `crosslens paper --results runs/mine`
+    - `crosslens paper --check`
+    """
+    from .paper.command import paper_command
+
+    if not paper_command(results, folder, only_check=check):
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     file: Annotated[Path, typer.Argument(help="csv, jsonl or parquet with the columns text and category.")],
     model: Annotated[str, typer.Option(help="A model; `crosslens models` lists those known by name.")] = "smollm2-135m",
@@ -234,6 +297,16 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; else runs/compare-DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")] = False,
     permutations: Annotated[int, typer.Option(min=0, help="Relabellings behind the permutation p values.")] = 1000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Replicas of the model on a Ray cluster that share the texts.")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local: this process; ray: a Ray cluster, one worker a node unless --workers.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of the cluster's head, or local; else RAY_ADDRESS, the one here, or a new one."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Where in a network do categories of prompts differ? An overview, before any hypothesis.
@@ -245,6 +318,10 @@ def compare(
 
     - `crosslens compare stories.csv`
     - `crosslens compare prompts.jsonl --model tiny-llama --sites 'blocks.*.resid_post' --out runs/mine`
+    - `crosslens compare prompts.jsonl --workers 4 --ray-address 10.0.0.1:6379`
+
+    With --workers the texts are shared out on a Ray cluster (`pip install 'crosslens[ray]'` on each node). The figures
+    are those of one process, whatever the number of workers and whichever of them are lost on the way.
     """
     from .comparing import compare_command
 
@@ -252,7 +329,7 @@ def compare(
     compare_command(
         file, model=model, backend=backend, sites=site or (), kpis=kpi or (), categories=category or (), text=text,
         pair=pair, directions=direction or (), batch_size=batch_size, max_tokens=max_tokens, out=folder, resume=resume,
-        permutations=permutations, as_json=as_json,
+        permutations=permutations, workers=workers, executor=executor, ray_address=ray_address, as_json=as_json,
     )  # fmt: skip
 
 

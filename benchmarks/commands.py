@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from rich.console import Console
 from crosslens.adapters import InputError
 
 from . import progress
+from .executors import NO_TIMING, executor, joined
 from .plan import Plan, fetch_models, known, make_plan
-from .render import FORMATS, data, show, write
+from .render import FORMATS, AnyTable, data, write
 from .run import execute, facts
-from .store import RunFolder, read_facts, read_run, refuse_out, to_json
+from .store import RunFolder, go_on, read_facts, read_run, refuse_out, to_json
 from .studies import STUDIES, run_study, write_pages
-from .tables import Table, tables
+from .summary import every_table
+from .terminal import show
 
 
 def run_command(
@@ -31,11 +35,17 @@ def run_command(
     seed: int | None,
     jobs: int | None,
     study: Sequence[str],
+    timing: bool,
+    where: str | None,
+    ray_address: str | None,
     out: Path,
     resume: bool,
     as_json: bool,
 ) -> int:
     """`crosslens run`: check everything, run, render and print; returns the exit status.
+
+    Args:
+        where: the executor; None for `local`, or that of the run that is gone on with.
 
     Raises:
         CrosslensError: before any work, for arguments or a folder that cannot be used.
@@ -52,30 +62,58 @@ def run_command(
     }
     if resume:
         if named := [
-            name for name, value in {**given, "suite": suite, "seed": seed}.items() if value not in (None, ())
+            name
+            for name, value in {
+                **given,
+                "suite": suite,
+                "seed": seed,
+                "executor": where,
+                "no-timing": None if timing else True,
+            }.items()
+            if value not in (None, ())
         ]:
             raise InputError(f"--resume takes its settings from {out / 'run.json'}; leave out --{named[0]}")
-        plan = Plan.of(read_facts(out)["arguments"])
+        kept = read_facts(out)
+        plan, where = Plan.of(kept["arguments"]), kept.get("executor", "local")
     else:
-        plan = make_plan(suite or "default", **given, seed=seed or 0)
+        where = where or "local"
+        plan = _where(make_plan(suite or "default", **given, seed=seed or 0), where, jobs, timing)
         refuse_out(out)
+    with joined(where, ray_address, plan):
+        return _run(plan, where, out, resume, as_json, err)
+
+
+def _where(plan: Plan, where: str, jobs: int | None, timing: bool) -> Plan:
+    """The plan as this executor runs it."""
+    if where == "ray":
+        if jobs is not None:
+            raise InputError("--jobs is of --executor local: on Ray a cell that is timed has a node to itself")
+        plan = replace(plan, jobs=1, warm=False)
+    return plan if timing else replace(plan, sampling=NO_TIMING)
+
+
+def _run(plan: Plan, where: str, out: Path, resume: bool, as_json: bool, err: Console) -> int:
+    """Run a plan that is checked."""
     fetch_models({model for _, model in plan.pairs()})
-    folder = RunFolder.resume(out, facts(plan)) if resume else RunFolder(out, facts(plan))
+    now = facts(plan, where)
+    folder = RunFolder.resume(out, now) if resume else RunFolder(out, now)
     for name, reason in plan.skipped.items():
         err.print(f"{name} is skipped: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
-        with progress.show(err, len(plan.cells()) - len(folder.finished)) as told:
-            good = execute(plan, folder, told)
+        with (
+            progress.show(err, len(plan.cells()) - len(folder.finished)) as told,
+            executor(where, plan, folder, told, now["environment"]) as cells,
+        ):
+            good = execute(plan, folder, told, cells)
         for name in plan.studies:
             err.print(f"{name}: {STUDIES[name].about} ...", markup=False, highlight=False, soft_wrap=True)
             if wrong := run_study(name, out / "studies"):
                 err.print(f"{name}: {wrong}", style="red", markup=False, highlight=False, soft_wrap=True)
                 good = False
     except KeyboardInterrupt:
-        kept = len(read_run(out).cells)
         err.print(
-            f"stopped: the {kept} cells that had finished are kept in {out}; `crosslens tables {out}` shows them, and "
-            f"`crosslens run --resume --out {out}` goes on",
+            f"stopped: the {len(folder.finished)} cells that had finished are kept in {out}; `crosslens tables "
+            f"{shlex.quote(str(out))}` shows them, and `{go_on(out)}` goes on",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -83,7 +121,7 @@ def run_command(
         return 130
     finally:
         folder.close()
-    rendered = tables(read_run(out))
+    rendered = every_table(read_run(out))
     files = write(rendered, out / "tables") + write_pages(out)
     if as_json:
         print(to_json({"out": str(out), "tables": data(rendered)}, indent=2))
@@ -100,14 +138,14 @@ def tables_command(folder: Path, form: str | None) -> None:
     """
     if form is not None:
         known("format", form, FORMATS)
-    rendered = tables(read_run(folder))
+    rendered = every_table(read_run(folder))
     if form is not None:
         print(FORMATS[form](rendered), end="")
         return
     _print(rendered, write(rendered, folder / "tables") + write_pages(folder))
 
 
-def _print(rendered: Sequence[Table], files: Sequence[Path]) -> None:
+def _print(rendered: Sequence[AnyTable], files: Sequence[Path]) -> None:
     """The tables, then where they are."""
     console = Console() if sys.stdout.isatty() else Console(width=140)  # a log has no width: let no column be cut
     show(console, rendered)

@@ -16,9 +16,12 @@ from rich.text import Text
 
 from crosslens.adapters import InputError, load_backend, open_inspector
 from crosslens.tasks import Comparison, compare, load_model
+from crosslens.tasks.compare_shards import compare_on_ray
 from crosslens.tasks.examples import Corpus
 from crosslens.tasks.statistics import ranking
 
+from .executors import EXECUTORS
+from .plan import known
 from .store import to_json
 
 DEFAULT_SITES = ("blocks.*.resid_post", "blocks.*.attn.out", "blocks.*.mlp.out", "blocks.*.mlp.post")
@@ -66,30 +69,43 @@ def compare_command(
     out: Path,
     resume: bool,
     permutations: int,
+    workers: int | None,
+    executor: str | None,
+    ray_address: str | None,
     as_json: bool,
 ) -> None:
     """Run, save, and print the strongest differences.
 
+    Args:
+        workers, executor, ray_address: replicas of the model on a Ray cluster, if any of them asks for that.
+
     Raises:
         CrosslensError: before any work where it can be known; what was finished is kept in `out`.
     """
+    on_ray = known("executor", executor or "local", EXECUTORS) == "ray" or (executor is None and workers is not None)
+    if not on_ray and (workers is not None or ray_address is not None):
+        named = "--workers" if workers is not None else "--ray-address"
+        raise InputError(f"{named} is of --executor ray; leave it out, or name that")
     load_backend(backend)
     corpus = Corpus(file, text=text, categories=list(categories) or "category", pair=pair)
     corpus.survey()  # before a model is fetched
     if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} is not a folder that is new or empty; name another, or --resume what it holds")
-    network, tokenizer = load_model(model)
+    asked: dict[str, Any] = {
+        "sites": list(sites) or list(DEFAULT_SITES), "kpis": list(kpis) or None, "directions": list(directions),
+        "batch_size": batch_size, "max_tokens": max_tokens, "out": out, "resume": resume, "progress": True,
+    }  # fmt: skip
     err = Console(stderr=True)
-    with open_inspector(backend, network, tokenizer) as lens:
-        try:
-            result = compare(
-                lens, corpus, sites=list(sites) or list(DEFAULT_SITES), kpis=list(kpis) or None,
-                directions=list(directions), batch_size=batch_size, max_tokens=max_tokens, out=out, resume=resume,
-                model=model, progress=True,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            _say(err, f"stopped: what was finished is kept in {out}; the same command with --resume goes on behind it")
-            raise
+    try:
+        if on_ray:
+            result = compare_on_ray(model, backend, corpus, workers=workers, address=ray_address, **asked)
+        else:
+            network, tokenizer = load_model(model)
+            with open_inspector(backend, network, tokenizer) as lens:
+                result = compare(lens, corpus, model=model, **asked)
+    except KeyboardInterrupt:
+        _say(err, f"stopped: what was finished is kept in {out}; the same command with --resume goes on behind it")
+        raise
     found = Found.of(result, permutations)
     files = _write(found, out)
     if as_json:

@@ -30,6 +30,9 @@ class Show(ABC):
     def finish(self, cell: str, status: str, reason: str | None, seconds: float) -> None:
         """A cell has ended."""
 
+    def note(self, line: str) -> None:  # noqa: B027  who shows nothing need not show this
+        """Something that a person should know."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -58,6 +61,9 @@ class Lines(Show):
         left = (time.monotonic() - self._since) * (self._cells / self._done - 1)
         wait = f"; about {left / 60:.0f} min left" if left > 90 else ""
         self._print(f"[{self._done}/{self._cells}] {outcome(cell, status, reason, seconds)}{wait}")
+
+    def note(self, line: str) -> None:
+        self._print(line)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -102,6 +108,9 @@ class Bars(Show):
         self._bars.remove_task(self._running.pop(cell))
         # A Text has its style to itself; one given to `print` would colour the bars below it too.
         self._bars.console.print(Text(outcome(cell, status, reason, seconds), _STYLES.get(status, "red")))
+
+    def note(self, line: str) -> None:
+        self._bars.console.print(Text(line, "yellow"))
 
 
 def outcome(cell: str, status: str, reason: str | None, seconds: float) -> str:
