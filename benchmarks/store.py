@@ -182,14 +182,16 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
 
     def close(self) -> None:
         """Let another process write here."""
-        with contextlib.suppress(OSError):
-            (self.path / _LOCK).unlink()
-        self._lock.release()
+        try:
+            with contextlib.suppress(OSError):
+                (self.path / _LOCK).unlink()
+        finally:
+            self._lock.release()
 
     def scratch(self, cell_id: str) -> Path:
         """A new folder for one process's files, on the same file system.

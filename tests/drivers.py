@@ -40,8 +40,8 @@ class Quiet(Show):
 
 def a_plan(repeats: int = 2, jobs: int = 2) -> Plan:
     """Two tasks, native hooks twice: 2 references and 4 * `repeats` cells."""
-    plan = make_plan("smoke", backend=["hooks"], task=["ioi", "characters"], repeats=repeats)
-    return replace(plan, jobs=jobs, threads=1, timeout=60.0, sampling=Sampling(3, 3, 1.0))
+    plan = make_plan("default", backend=["hooks"], task=["ioi", "characters"], model=["tiny-llama"], repeats=repeats)
+    return replace(plan, size="smoke", jobs=jobs, threads=1, timeout=60.0, sampling=Sampling(3, 3, 1.0))
 
 
 def drive(path: Path, plan: Plan, facts: dict[str, Any]) -> None:

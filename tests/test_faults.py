@@ -237,7 +237,7 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(
     out.parent.mkdir()
     behave = out.parent / "behave"
     behave.write_text("fork and hang")
-    arguments = ["run", "--suite", "smoke", "--backend", "hooks", "--task", "ioi", "--out", str(out)]
+    arguments = ["run", "--backend", "hooks", "--task", "ioi", "--model", "tiny-llama", "--out", str(out)]
     runner = processes.Process(target=command, args=(arguments, said))
     runner.start()
     until = time.monotonic() + 60
