@@ -6,8 +6,9 @@
 The same numbers as a forward an edit, for less work. Edits that begin at one block go through the model together, as
 rows of one batch, and start from the residual stream that enters that block, which none of them changes. Nor do they
 change positions before the first that they touch (`reach.py`): of those the stored keys and values are read, and an
-edit that puts in what is there already needs no forward at all. `tail.py` makes the model that begins at a block; where
-it cannot be made, or gives something else, the whole model runs.
+edit that puts in what is there already needs no forward at all. `tail.py` makes the model of which such a part can run;
+each of its forwards carries one copy of the inputs without edits, and where that does not end in the logits of the
+whole model, the whole model runs.
 """
 
 from __future__ import annotations
@@ -22,21 +23,19 @@ import psutil
 import torch
 from torch import Tensor
 
-from crosslens.adapters import CrosslensError, Edit, InputError, Inspector, Site, UnsupportedError
+from crosslens.adapters import Edit, InputError, Inspector, Site, UnsupportedError
 from crosslens.adapters.inputs import Inputs
 
 from .base import Progress
 from .progress import progress_bar
 from .reach import first_change
 from .sweep_store import SweepStore, facts_of
-from .tail import Stored, Tail, tail_from
+from .tail import REFUSALS, Part, Stored, Tail, tail_of
 from .workload import weights_digest
 
 Metric = Callable[[Tensor], Tensor]
 """logits (batch, pos, d_vocab) -> (batch,), as if the edit had run alone."""
 
-_REFUSALS = (CrosslensError, RuntimeError, AttributeError, TypeError)
-"""What a library raises that cannot take a model which begins in the middle."""
 MOST_ROWS = 64
 SHARE_OF_MEMORY = 0.25
 
@@ -121,7 +120,7 @@ class _Sweep:
         self.states: dict[int, Tensor] = {}  # block -> what enters it
         self.plain: Tensor = torch.empty(0)  # the logits without edits, where the metric reads them
         self.first: dict[int, int] = {}  # element -> the first column that it changes; empty where that is no help
-        self.stored: Stored = {}
+        self.stored: Stored = {}  # by block: keys and values without edits
         self.tail: Tail | None = None
         self.no_tail = False
 
@@ -218,31 +217,51 @@ class _Sweep:
             return [self._alone(self.elements[i].edits) for i in part]
         if self._still(part[0]):
             return [self._value(self.plain) for _ in part]
-        cut = min(self.first.get(i, 0) for i in part)
-        tail = self._tail_from(start, cut) if start else None
-        cut = cut if tail is not None and self.first else 0
-        edits = [
-            moved
-            for row, i in enumerate(part)
-            for moved in self._moved(row, self.elements[i].edits, cut, 0 if tail is None else start)
-        ]
-        if tail is not None:
-            logits = self._run(tail, edits, len(part), cut)
-        else:
+        logits = self._from_block(start, part) if start else None
+        if logits is None:
+            edits = [moved for row, i in enumerate(part) for moved in self._moved(row, i, 0)]
             logits = self._read(self.lens.run(self._repeated(len(part)), edits=edits).logits, len(part))
         return [self._value(each) for each in logits.view(len(part), self.batch, *logits.shape[1:])]
 
-    def _run(self, tail: Tail, edits: list[Edit], times: int, cut: int) -> Tensor:
-        """Logits that the metric reads, from a tail that runs the columns from `cut` on, and the plain ones before."""
-        inputs = self._repeated(times, cut)
+    def _from_block(self, start: int, numbers: list[int]) -> Tensor | None:
+        """Logits that the metric reads, from a run that begins at a block; None where there is none that is right."""
+        while (tail := self._tail(start)) is not None:
+            cut = min(self.first.get(i, 0) for i in numbers)
+            try:
+                edits = [moved for row, i in enumerate(numbers) for moved in self._moved(row, i, cut)]
+                logits = self._run(tail, edits, len(numbers) + 1, start, cut)
+                if _close(logits[-self.batch :], self.plain):
+                    return logits[: -self.batch]
+            except REFUSALS:
+                pass
+            self.no_tail = not self.first  # once more with all columns, then never again
+            self.first = {}
+        return None
+
+    def _run(self, tail: Tail, edits: list[Edit], times: int, start: int, cut: int) -> Tensor:
+        """Logits that the metric reads of so many copies; before the cut they are the plain ones."""
+        inputs, state = self._repeated(times, cut), self.states[start]
         if not cut:
-            return tail.run(inputs, edits, times, self.columns)
+            return tail.run(inputs, edits, Part(start, state, times, self.columns))
         wanted = torch.arange(self.ready.geometry.columns) if self.columns is None else self.columns[0]
         late = (wanted >= cut).nonzero().flatten()
         columns = (wanted[late] - cut).expand(self.batch, -1)
         logits = self.plain.repeat(times, 1, 1)
-        logits[:, late] = tail.run(inputs, edits, times, columns, cut, self.stored)
+        logits[:, late] = tail.run(inputs, edits, Part(start, state, times, columns, cut, self.stored))
         return logits
+
+    def _tail(self, start: int) -> Tail | None:
+        """The model that can begin at a block; at the first call, which has the lowest, keys and values are stored."""
+        if self.tail is None and not self.no_tail:
+            self.tail = tail_of(self.lens)
+            self.no_tail = self.tail is None
+            if self.tail is not None and self.first:
+                try:
+                    self.stored = self.tail.keep(self._repeated(1), Part(start, self.states[start]))
+                except REFUSALS:
+                    self.stored = {}
+                self.first = self.first if self.stored else {}
+        return None if self.no_tail else self.tail
 
     def _alone(self, edits: list[Edit]) -> Tensor:
         run = self.lens.run(self.inputs, edits=edits)
@@ -271,49 +290,15 @@ class _Sweep:
             given.setdefault("position_ids", torch.arange(self.ready.geometry.columns, device=self.lens._device)[None])
         return {name: tensor.expand(self.batch, -1).repeat(times, 1)[:, cut:] for name, tensor in given.items()}
 
-    def _moved(self, row: int, edits: Sequence[Edit], cut: int, start: int) -> list[Edit]:
-        """An element's edits in its own rows of the batch, in the columns and the blocks that are left."""
+    def _moved(self, row: int, number: int, cut: int) -> list[Edit]:
+        """An element's edits in its own rows of the batch, in the columns that are left."""
         out = []
-        for edit in (
-            edits if not cut else [late for edit in edits if (late := _from(edit, cut, self.ready.geometry.columns))]
-        ):
-            rows = range(self.batch) if edit.rows is None else _numbers(edit.rows, self.batch)
-            own = [row * self.batch + r for r in rows]
-            for site in self.lens.architecture.sites.resolve(edit.site):
-                name = site.name
-                if start and site.layer is not None:
-                    layer = site.layer - start
-                    name = f"blocks.{layer}.{site.local}" if layer >= 0 else "blocks.0.resid_pre"
-                out.append(replace(edit, site=name, rows=own))
+        for edit in self.elements[number].edits:
+            late = _from(edit, cut, self.ready.geometry.columns) if cut else edit
+            if late is not None:
+                rows = range(self.batch) if edit.rows is None else _numbers(edit.rows, self.batch)
+                out.append(replace(late, rows=[row * self.batch + r for r in rows]))
         return out
-
-    def _tail_from(self, start: int, cut: int) -> Tail | None:
-        """The model from a block on, if it gives what the whole model does."""
-        if self.no_tail:
-            return None
-        if self.tail is None or self.tail.start != start:
-            self.close()
-            self.tail = tail_from(self.lens, start, self.states[start])
-            self.no_tail = self.tail is None or not self._same(self.tail, cut)
-            if self.no_tail:
-                self.close()
-        return self.tail
-
-    def _same(self, tail: Tail, cut: int) -> bool:
-        """Whether the tail without edits ends in the logits of the whole model, with stored keys and without."""
-        if self.first and not self.stored:
-            self.stored = tail.keep(self._repeated(1))
-            if not self.stored:
-                self.first = {}
-        if self.first and cut and not self._gives_plain(tail, cut):
-            self.first = {}
-        return bool(self.first and cut) or self._gives_plain(tail, 0)
-
-    def _gives_plain(self, tail: Tail, cut: int) -> bool:
-        try:
-            return _close(self._run(tail, [], 1, cut), self.plain)
-        except _REFUSALS:
-            return False
 
     def close(self) -> None:
         """Give the tail's inspector back."""

@@ -1,8 +1,9 @@
-"""A language model that begins at one of its blocks, with the weights of the whole one.
+"""A language model of which a last part can run alone: the blocks from some block on, the columns from some column on.
 
-Its blocks are those from `start` on; in the place of the embedding stands a module that returns the residual stream
-which entered that block. It can run the last columns alone, with the keys and values that the others had. It is a
-shadow (`adapters.shadow`): the caller's model is not touched. Any backend can be opened on it.
+It is a shadow (`adapters.shadow`) with the weights of the whole model, which is not touched. In the place of the
+embedding stands a module that returns the stored residual stream which entered the first block that runs; the blocks
+before it give back what they get. Of the columns that do not run the stored keys and values are read. Any backend can
+be opened on it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from crosslens.adapters import CrosslensError, Edit, Inspector
 from crosslens.adapters.shadow import Shadow
 
+REFUSALS = (CrosslensError, RuntimeError, AttributeError, TypeError, IndexError)
+"""What a library raises that cannot take such a model."""
 _POSITIONS = ("transformer.wpe", "model.decoder.embed_positions")
 """Learned positions are in the stored residual stream already."""
 
@@ -24,68 +27,65 @@ Stored = dict[int, tuple[Tensor, Tensor]]
 """Block -> keys (after rotary) and values, each (batch, kv head, pos, d_head)."""
 
 
-class Tail:
-    """The blocks from `start` on, behind an inspector of the same backend.
+@dataclass
+class Part:
+    """What runs in one forward.
 
-    Attributes:
-        start: number of the first block that is left; block `start` of the whole model is block 0 here.
+    Args:
+        start: the first block.
+        state: (batch, pos, d_model) the residual stream that enters it.
+        times: copies of the inputs.
+        columns: (batch, n) the only columns whose logits are wanted, counted from `cut`; None for all.
+        cut: the first column that is run.
+        stored: keys and values of the columns before it.
     """
 
-    def __init__(self, start: int, lens: Inspector, scene: _Scene) -> None:
-        self.start = start
+    start: int
+    state: Tensor
+    times: int = 1
+    columns: Tensor | None = None
+    cut: int = 0
+    stored: Stored | None = None
+
+
+class Tail:
+    """Such a model, behind an inspector of the same backend."""
+
+    def __init__(self, lens: Inspector, scene: _Scene) -> None:
         self._lens = lens
         self._scene = scene
 
-    def run(
-        self, inputs: dict[str, Tensor], edits: Sequence[Edit], times: int, columns: Tensor | None = None, cut: int = 0,
-        stored: Stored | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Logits of `times` copies of the inputs under edits by the names of this model: (rows, columns, d_vocab).
+    def run(self, inputs: dict[str, Tensor], edits: Sequence[Edit], part: Part) -> Tensor:
+        """Logits under edits: (rows, columns, d_vocab).
 
         Args:
-            inputs: from column `cut` on.
-            columns: (batch, n) the only ones whose logits are wanted, counted from `cut`; None for all.
-            cut: the first column that is run.
-            stored: keys and values of the columns before it.
+            inputs: `part.times` copies, from column `part.cut` on.
+            edits: at the blocks that run, positions counted from `part.cut`.
+            part: what runs.
         """
-        scene = self._scene
-        scene.times, scene.columns, scene.cut = times, columns, cut
-        scene.cache = _cache(stored, self.start, times, cut) if cut and stored else None
-        try:
+        cache = _cache(part) if part.cut else None
+        with self._scene.set(part, cache):
             logits: Tensor = self._lens.run(inputs, edits=edits).logits
-        finally:
-            scene.cache = None
         return logits
 
-    def keep(self, inputs: dict[str, Tensor]) -> Stored:
-        """Keys and values of every block, from a run without edits; none where the model keeps them otherwise."""
+    def keep(self, inputs: dict[str, Tensor], part: Part) -> Stored:
+        """Keys and values of the blocks that run, without edits; none where the model keeps them otherwise."""
         from transformers import DynamicCache
 
-        scene = self._scene
-        scene.times, scene.columns, scene.cut, scene.cache = 1, None, 0, DynamicCache()
-        try:
+        cache = DynamicCache()
+        with self._scene.set(part, cache):
             self._lens.run(inputs)
-            found = {i: (layer.keys, layer.values) for i, layer in enumerate(scene.cache.layers) if i >= self.start}
-            whole = all(keys.shape[-2] == inputs["input_ids"].shape[1] for keys, _ in found.values())
-            return found if whole else {}
-        except (CrosslensError, RuntimeError, AttributeError, TypeError):  # a library that cannot take such a model
-            return {}
-        finally:
-            scene.cache = None
+        found = {i: (layer.keys, layer.values) for i, layer in enumerate(cache.layers) if i >= part.start}
+        columns = inputs["input_ids"].shape[1]
+        return found if all(keys.shape[-2] == columns for keys, _ in found.values()) else {}
 
     def close(self) -> None:
         """Close the inspector."""
         self._lens.close()
 
 
-def tail_from(lens: Inspector, start: int, state: Tensor) -> Tail | None:
-    """The model of an inspector from one block on; None where it cannot be made.
-
-    Args:
-        lens: on the whole model.
-        start: first block that is left, at least 1.
-        state: (batch, pos, d_model) residual stream that enters it.
-    """
+def tail_of(lens: Inspector) -> Tail | None:
+    """The model of an inspector, ready to run in parts; None where it cannot be made."""
     family = lens.architecture.family
     if family is None or "logits" not in family.globals:
         return None
@@ -93,12 +93,10 @@ def tail_from(lens: Inspector, start: int, state: Tensor) -> Tail | None:
     if inside:
         return None
     model: Any = Shadow(lens.model).module
-    blocks = model.get_submodule(path)
-    model.set_submodule(path, nn.ModuleList(list(blocks)[start:]))
-    model.config.num_hidden_layers -= start
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[start:]
-    scene = _Scene(state)
+    scene = _Scene()
+    for number, block in enumerate(model.get_submodule(path)):
+        block.__class__ = type(type(block).__name__, (_Skipped, type(block)), {})
+        block._number, block._scene = number, scene
     embed = family.globals["embed"].module
     model.set_submodule(embed, _Stored(model.get_submodule(embed), scene))
     model.register_forward_pre_hook(scene.give_cache, with_kwargs=True)
@@ -109,38 +107,38 @@ def tail_from(lens: Inspector, start: int, state: Tensor) -> Tail | None:
         opened = type(lens)(model, lens.tokenizer)
     except Exception:  # whatever a library raises about a model that is not as it knows it
         return None
-    return Tail(start, opened, scene)
+    return Tail(opened, scene)
 
 
-def _cache(stored: Stored, start: int, times: int, cut: int) -> Any:
-    """Hugging Face's cache with the first columns of each block that is left, for so many copies of the inputs."""
+def _cache(part: Part) -> Any:
+    """Hugging Face's cache with the first columns of each block that runs; of the others only the length is asked."""
     from transformers import DynamicCache
 
+    assert part.stored, "columns are left out only where their keys are stored"
     cache = DynamicCache()
-    for block in range(max(stored) + 1):  # blocks have kept their numbers; of those before, only the length is asked
-        keys, values = (part[:, :, :cut] for part in stored[max(block, start)])
-        copies = times if block >= start else 1
+    for block in range(max(part.stored) + 1):
+        keys, values = (each[:, :, : part.cut] for each in part.stored[max(block, part.start)])
+        copies = part.times if block >= part.start else 1
         cache.update(keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1), block)
     return cache
 
 
-@dataclass
 class _Scene:
-    """What the parts put in read at each run; a backend that copies the module tree copies none of it.
+    """What the modules put in read at each run; a backend that copies the module tree copies none of it."""
 
-    Args:
-        state: (batch, pos, d_model) stored residual stream.
-        columns: (batch, n) whose logits are wanted, or None for all.
-        times: copies of the inputs in this forward.
-        cut: the first column of this forward.
-        cache: Hugging Face's own, with the columns before it.
-    """
+    def __init__(self) -> None:
+        self.part = Part(0, torch.empty(0))
+        self.cache: Any = None
 
-    state: Tensor
-    columns: Tensor | None = None
-    times: int = 1
-    cut: int = 0
-    cache: Any = None
+    def set(self, part: Part, cache: Any) -> _Scene:
+        """For one run, as a context."""
+        self.part, self.cache = part, cache
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self.part, self.cache = Part(0, torch.empty(0)), None
 
     def give_cache(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """What a forward is called with when there is a cache; no row is padded then."""
@@ -150,6 +148,18 @@ class _Scene:
 
     def __deepcopy__(self, memo: Any) -> _Scene:
         return self
+
+
+class _Skipped(nn.Module):
+    """A block that gives back what it gets where a forward begins behind it."""
+
+    _number: int
+    _scene: _Scene
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._number < self._scene.part.start:
+            return args[0] if args else kwargs["hidden_states"]
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
 class _Instead(nn.Module):
@@ -173,7 +183,8 @@ class _Stored(_Instead):
         self.scene = scene
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.scene.state[:, self.scene.cut :].repeat(self.scene.times, 1, 1)
+        part = self.scene.part
+        return part.state[:, part.cut :].repeat(part.times, 1, 1)
 
 
 class _Nothing(_Instead):
@@ -197,8 +208,9 @@ class _Unembed(nn.Module):
         return self.head.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scene.columns is not None:
-            columns = self.scene.columns.repeat(self.scene.times, 1).to(x.device)
+        part = self.scene.part
+        if part.columns is not None:
+            columns = part.columns.repeat(part.times, 1).to(x.device)
             x = x[torch.arange(len(columns), device=x.device)[:, None], columns]
         out: Tensor = self.head(x)
         return out

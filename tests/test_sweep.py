@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ from crosslens.adapters import (
 from crosslens.adapters.conformance.models import tiny_model
 from crosslens.tasks import sweep
 from crosslens.tasks import sweeping as module
+from crosslens.tasks.tail import Part, Stored
 
 BACKENDS = ("hooks", "nnsight", "pyvene", "transformer_lens")
 IDS = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -85,7 +86,7 @@ def test_padded_rows_too(side: str) -> None:
 def test_blocks_before_the_edit_do_not_run_again(family: str, backend: str) -> None:
     """The point of it: counted at the caller's own weights, which every shadow shares."""
     model, tokenizer = tiny_model(family, dtype=torch.float64)
-    names = {"llama": "model.layers.0", "gpt2": "transformer.h.0", "gpt_neox": "gpt_neox.layers.0"}
+    names = {"llama": "model.layers.0.mlp", "gpt2": "transformer.h.0.mlp", "gpt_neox": "gpt_neox.layers.0.mlp"}
     seen: list[tuple[int, ...]] = []
     model.get_submodule(names[family]).register_forward_hook(lambda module, args, out: seen.append(args[0].shape[:2]))
     with open_inspector(backend, model, tokenizer) as lens:
@@ -97,7 +98,7 @@ def test_blocks_before_the_edit_do_not_run_again(family: str, backend: str) -> N
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 def test_positions_before_the_edit_do_not_run_again(family: str, backend: str) -> None:
     model, tokenizer = tiny_model(family, dtype=torch.float64)
-    names = {"llama": "model.layers.2", "gpt2": "transformer.h.2", "gpt_neox": "gpt_neox.layers.2"}
+    names = {"llama": "model.layers.2.mlp", "gpt2": "transformer.h.2.mlp", "gpt_neox": "gpt_neox.layers.2.mlp"}
     seen: list[tuple[int, ...]] = []
     model.get_submodule(names[family]).register_forward_hook(lambda module, args, out: seen.append(args[0].shape[:2]))
     with open_inspector(backend, model, tokenizer) as lens:
@@ -116,9 +117,7 @@ def test_positions_before_the_edit_do_not_run_again(family: str, backend: str) -
             got = sweep(lens, OTHER, edits, lambda logits: metric(logits), **options)  # type: ignore[arg-type]
             assert torch.allclose(got, want, rtol=0, atol=1e-12)
             assert torch.equal(got[2], plain), "what puts in what is there needs no forward"
-        whole, half, kept, check, run = seen[:5]
-        assert (whole, half, kept) == ((2, 7), (2, 3), (2, 7))
-        assert (check, run) == ((2, 3), (8, 3)), "positions from 4 on"
+        assert seen[:4] == [(2, 7), (2, 3), (2, 7), (10, 3)], "stored, half, keys, and all from 4 on"
         at = sweep(lens, OTHER, edits, lambda logits: logits[:, 0, 5], logits_at=[3])
         assert torch.equal(at, lens.run(OTHER).logits[:, 3, 5].expand(5, 2)), "before them nothing is different"
 
@@ -142,24 +141,27 @@ def test_where_tokens_see_those_after_them_nothing_is_cut(monkeypatch: pytest.Mo
 
 def test_a_shortened_model_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong:
-        """Begins at the right block and ends in other logits."""
+        """Ends in other logits."""
 
-        start = 2
+        runs: ClassVar[list[int]] = []
         closed = 0
 
-        def run(self, inputs: Any, edits: Any, times: int, *_: Any) -> Tensor:
-            return torch.ones(2 * times, inputs["input_ids"].shape[1], 311, dtype=torch.float64)
+        def run(self, inputs: Any, edits: Any, part: Part) -> Tensor:
+            self.runs.append(part.cut)
+            return torch.ones(2 * part.times, inputs["input_ids"].shape[1], 311, dtype=torch.float64)
 
-        def keep(self, inputs: Any) -> dict[int, tuple[Tensor, Tensor]]:
+        def keep(self, inputs: Any, part: Part) -> Stored:
             return {2: (torch.ones(2, 4, 7, 8), torch.ones(2, 4, 7, 8))}
 
         def close(self) -> None:
             Wrong.closed += 1
 
-    monkeypatch.setattr(module, "tail_from", lambda *_: Wrong())
+    monkeypatch.setattr(module, "tail_of", lambda *_: Wrong())
     with open_inspector("hooks", *tiny_model("llama", dtype=torch.float64)) as lens:
-        edits = [[zero("blocks.2.attn.z", heads=[h])] for h in range(4)]
+        edits = [[zero("blocks.2.attn.z", heads=[h], positions=[5])] for h in range(4)]
+        edits += [[zero("blocks.1.attn.z", heads=[h])] for h in range(4)]
         assert torch.allclose(sweep(lens, OTHER, edits, metric), loop(lens, OTHER, edits), rtol=0, atol=1e-12)
+    assert Wrong.runs == [0, 0]
     assert Wrong.closed == 1
 
 
