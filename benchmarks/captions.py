@@ -144,6 +144,11 @@ def machine(run: StoredRun) -> list[str]:
     jobs = asked.get("jobs", 1)
     beside = f", {jobs} cells at a time, each on cores of its own" if jobs > 1 else ""
     found = []
+    if asked.get("warm"):
+        found.append(
+            "Processes were forked from one that had imported torch and transformers: a look at what works, and "
+            "not at what it costs."
+        )
     if load > _BUSY * cores:
         found.append(
             f"the machine was busy when the run started (load {load:.1f} on {cores} cores): expect wide intervals"

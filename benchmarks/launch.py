@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
 from .environment import memory_bytes
+from .warm import start as fork
 
 Follow = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all; 0 where a stage has no steps)."""
@@ -53,6 +54,7 @@ def run_worker(
     follow: Follow,
     stop: threading.Event | None = None,
     memory: float | None = None,
+    warm: bool = False,
 ) -> Outcome:
     """Run one cell in a fresh Python process, to its end, its crash or its limit.
 
@@ -64,6 +66,7 @@ def run_worker(
         stop: ends it when set.
         memory: bytes that are its share: if it holds more than half of that when the machine has next to none left, it
             is stopped, before the system kills something; None for the machine's, shared by the cores.
+        warm: fork the process from one that has imported what all cells need; see `warm.py`.
 
     Raises:
         InterruptedError: it was told to stop.
@@ -75,7 +78,7 @@ def run_worker(
     """
     memory = memory or memory_bytes() * int(job["threads"]) / (os.cpu_count() or 1)
     kills, start, load = _out_of_memory_kills(), time.monotonic(), os.getloadavg()[0]
-    reaper = _start(job, folder)
+    reaper = _start(job, folder, warm)
     try:
         watch = _watch(reaper, folder, start + timeout, memory, follow, stop or threading.Event())
     finally:
@@ -101,10 +104,21 @@ def run_worker(
     return Outcome(cell, samples)
 
 
-def _start(job: Mapping[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+class _Reaper(Protocol):
+    """Of `subprocess.Popen`, what is used here."""
+
+    stdin: Any
+    stdout: Any
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+def _start(job: Mapping[str, Any], folder: Path, warm: bool) -> _Reaper:
     """The reaper, which starts the worker."""
     threads = str(job["threads"])
-    env = os.environ | {
+    env = {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
@@ -112,12 +126,14 @@ def _start(job: Mapping[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     try:
+        if warm:
+            return fork(job, folder, env)
         return subprocess.Popen(
             [*_REAPER, str(folder / "log"), *WORKER, str(folder)],
             stdin=subprocess.PIPE,  # when it closes, as it does when this process ends, the worker is ended
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=env,
+            env=os.environ | env,
             start_new_session=True,  # Ctrl-C is for the runner, which then stops the worker
         )
     except OSError as error:
@@ -132,7 +148,7 @@ class _Watch:
 
 
 def _watch(
-    reaper: subprocess.Popen[bytes],
+    reaper: _Reaper,
     folder: Path,
     deadline: float,
     memory: float,
@@ -140,7 +156,6 @@ def _watch(
     stop: threading.Event,
 ) -> _Watch:
     """Wait for the worker's end, or for its deadline."""
-    assert reaper.stdout is not None
     watch, shown, ticks = _Watch(), "", 0
     told = reaper.stdout.readline().split()  # at once: the first thing that the reaper does
     process = None
@@ -216,10 +231,8 @@ def _cut(text: str, most: int) -> str:
     return f"{text[: most // 2]} [... {len(text) - most} characters ...] {text[len(text) - most // 2 :]}"
 
 
-def _stop(reaper: subprocess.Popen[bytes]) -> tuple[int, list[str]]:
+def _stop(reaper: _Reaper) -> tuple[int, list[str]]:
     """End the worker and whatever it started; its exit code, and what else the reaper said."""
-    assert reaper.stdin is not None
-    assert reaper.stdout is not None
     reaper.stdin.close()
     try:
         reaper.wait(_ENDING)

@@ -27,6 +27,7 @@ from crosslens.tasks.models import DEFAULT_MODEL
 from .environment import threads
 from .studies import STUDIES, checked
 from .timing import Sampling
+from .warm import can_fork
 
 CellKind = Literal["reference", "backend"]
 AGAIN = " (A/A)"
@@ -48,6 +49,7 @@ class Suite:
         timeout: seconds that one cell may take.
         jobs: cells at a time, each on cores of its own; None for one on every core.
         studies: what is measured beside the cells; see `studies.py`.
+        warm: fork the processes from one that has imported what they need, where the system can; see `warm.py`.
     """
 
     backends: tuple[str, ...] | None
@@ -58,11 +60,14 @@ class Suite:
     timeout: float
     jobs: int | None
     studies: tuple[str, ...] = ()
+    warm: bool = False
 
 
 QUICK = ("hooks", "transformer_lens", "nnsight")
 SUITES = {
-    "smoke": Suite(QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0, None),
+    "smoke": Suite(
+        QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0, None, warm=True
+    ),
     "default": Suite(QUICK, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=6.0), 1, 1200.0, None),
     "full": Suite(None, None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0, 1, tuple(STUDIES)),
 }
@@ -118,6 +123,7 @@ class Plan:
     studies: tuple[str, ...] = ()
     dtype: str = DTYPE
     attn_implementation: str = ATTENTION
+    warm: bool = False
 
     @property
     def again(self) -> str | None:
@@ -218,6 +224,7 @@ def make_plan(
         seed=seed,
         threads=cores // jobs,
         jobs=jobs,
+        warm=chosen.warm and can_fork(),
         studies=studies or (() if backend or task or model else chosen.studies),
     )
 

@@ -21,6 +21,9 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
+
+Work = Callable[[list[str]], None]
 
 _CAP = 1 << 20  # bytes of a log file; there are two of them, LOG.old and LOG
 _CHUNK = 1 << 16
@@ -49,7 +52,7 @@ class Log:
             pass
 
 
-def start(command: list[str], output: int) -> int:
+def start(command: list[str], output: int, work: Work | None) -> int:
     """The worker, in a session of its own, printing to `output`; its process id."""
     parent = os.getpid()
     child = os.fork()
@@ -67,6 +70,8 @@ def start(command: list[str], output: int) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        if work is not None:
+            work(command)
         os.execv(command[0], command)
     except BaseException as error:
         os.write(2, f"{command[0]} cannot be started: {error}\n".encode())
@@ -133,8 +138,13 @@ def drain(output: int, log: Log) -> None:
         pass
 
 
-def main(path: str, command: list[str]) -> None:
-    """Run the command; see the module."""
+def main(path: str, command: list[str], work: Work | None = None) -> None:
+    """Run the command; see the module.
+
+    Args:
+        work: ends the process that it is called in, and does there what the command would: the process has been forked
+            from one that holds the program.
+    """
     if LINUX:
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     signals, wake = os.pipe()
@@ -144,7 +154,7 @@ def main(path: str, command: list[str]) -> None:
         signal.signal(number, lambda *_: None)
     output, ends = os.pipe()
     log = Log(path)
-    worker = start(command, ends)
+    worker = start(command, ends, work)
     os.close(ends)
     print("pid", worker, flush=True)
     status, waited = None, [0, output, signals]

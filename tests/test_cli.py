@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -269,18 +270,26 @@ def test_a_run_writes_prints_and_can_be_rendered_again(crosslens: Call, tmp_path
     assert ended.status == 0, ended
     assert "Finding: the residual stream is there" in ended.out
     assert "tiny-llama has random weights" in ended.out
-    assert "[2/2] hooks · tests.test_runner:Right on tiny-llama: right" in ended.err
+    assert "hooks · tests.test_runner:Right on tiny-llama: right" in ended.err
+    assert "[3/3] hooks" in ended.err
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     label = "tests-test_runner-Right.tiny-llama"
     assert names == {
         "run.json",
         "cells.jsonl",
         "samples.parquet",
-        *(f"results/{label}.{cell}.{end}" for cell in ("reference", "hooks.1") for end in ("npz", "csv")),
-        *(f"tables/{label}.{end}" for end in ("md", "csv")),
+        *(
+            f"results/{label}.{cell}.{end}"
+            for cell in ("reference", "hooks.1", "hooks-again.1")
+            for end in ("npz", "csv")
+        ),
+        *(f"tables/{name}.{end}" for name in (label, "summary") for end in ("md", "csv")),
     }
     run = read_run(out)
-    assert run.samples.groupby("cell").size().tolist() == [12, 12]
+    assert run.samples.groupby("cell").size().tolist() == [12, 12, 12]
+    timed = run.samples[~run.samples["cell"].str.endswith("reference")]
+    assert (timed[["bare_s", "hooks_s", "step_s"]] > 0).all(axis=None), "every block has all three"
+    assert len(set(timed["order"])) > 2, "in an order of its own"
     assert (run.samples[["bare_s", "step_s"]] > 0).all(axis=None)
     assert run.facts["arguments"]["suite"] == "smoke"
     assert {"python", "cpu", "cores", "load_average", "git", "memory_bytes"} <= set(run.facts["environment"])
@@ -289,11 +298,19 @@ def test_a_run_writes_prints_and_can_be_rendered_again(crosslens: Call, tmp_path
     again = crosslens("tables", out)
     assert again.status == 0
     assert again.out == ended.out, "the same tables, from the folder alone"
-    assert ended.out.endswith(f"The tables are in\n  {out}/tables/{label}.md\n  {out}/tables/{label}.csv\n")
+    files = [f"  {out}/tables/{name}.{end}\n" for name in (label, "summary") for end in ("md", "csv")]
+    assert ended.out.endswith("The tables are in\n" + "".join(files))
     assert {path.name: path.read_bytes() for path in (out / "tables").iterdir()} == before
-    assert crosslens("tables", out, "--format", "md").out.encode() == before[f"{label}.md"]
-    assert crosslens("tables", out, "--format", "csv").out.encode() == before[f"{label}.csv"]
-    assert json.loads(crosslens("tables", out, "--format", "json").out)[0]["rows"][1]["result"] == "right"
+    assert (
+        crosslens("tables", out, "--format", "md").out.encode() == before[f"{label}.md"] + b"\n" + before["summary.md"]
+    )
+    figures = list(csv.DictReader(io.StringIO(crosslens("tables", out, "--format", "csv").out)))
+    assert [row["ratio"] for row in figures] == [
+        row["ratio"]
+        for name in (label, "summary")
+        for row in csv.DictReader(io.StringIO(before[f"{name}.csv"].decode()))
+    ]
+    assert json.loads(crosslens("tables", out, "--format", "json").out)[0]["rows"][2]["result"] == "right"
     assert crosslens("tables", out, "--json").out == crosslens("tables", out, "--format", "json").out
     assert r"\toprule" in crosslens("tables", out, "--format", "latex").out
 
@@ -345,16 +362,16 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Replaces the worker processes: kind of cell -> its status; the reference is `done`."""
     statuses = {"reference": "done", "backend": "right"}
 
-    def run_worker(job: Mapping[str, Any], folder: Path, *, timeout: float, follow: Follow, stop: Any) -> Outcome:
+    def run_worker(job: Mapping[str, Any], folder: Path, *, follow: Follow, **_: Any) -> Outcome:
         follow("working", 1, 2)
         status = statuses[job["kind"]]
         if status == "interrupt":
             raise KeyboardInterrupt
         np.savez(folder / "result.npz", x=np.zeros(1))
         cell: dict[str, Any] = {"status": status, "reason": None, "figures": {}, "seconds": 1.0, "version": "1.0"}
-        return Outcome(cell, [{"bare_first": True, "bare_s": 1.0, "step_s": 1.1}] * 3)
+        return Outcome(cell, [{"order": "bare,hooks,step", "bare_s": 1.0, "hooks_s": 1.0, "step_s": 1.1}] * 3)
 
-    monkeypatch.setattr("crosslens.benchmarks.run.run_worker", run_worker)
+    monkeypatch.setattr("crosslens.benchmarks.executors.local.run_worker", run_worker)
     return statuses
 
 
@@ -377,17 +394,17 @@ def test_the_exit_status_says_whether_there_are_findings(
 def test_run_prints_json_alone_on_stdout(crosslens: Call, workers: dict[str, str]) -> None:
     found = json.loads(crosslens(*smoke("--out", "out", "--json")).out)
     assert found["out"] == "out"
-    assert [table["task"] for table in found["tables"]] == ["ioi", "characters"]
-    assert [row["backend"] for row in found["tables"][0]["rows"]] == ["bare (control)", "hooks"]
-    assert found["tables"][0]["rows"][1]["ratio"] == {"value": 1.1, "low": 1.1, "high": 1.1}
+    assert [table["task"] for table in found["tables"]] == ["ioi", "characters", "all"]
+    assert [row["backend"] for row in found["tables"][0]["rows"]] == ["bare (control)", "hooks (A/A)", "hooks"]
+    assert found["tables"][0]["rows"][2]["ratio"] == pytest.approx({"value": 1.1, "low": 1.1, "high": 1.1})
 
 
 def test_every_name_may_be_given_more_than_once(crosslens: Call, workers: dict[str, str]) -> None:
     more = ["--model", "tiny-llama", "--model", "tiny-gpt2", "--task", "ioi", "--task", "ioi", "--repeats", "2"]
     assert crosslens(*smoke("--out", "out", *more)).status == 0
     cells = read_run(Path("out")).cells
-    assert len(cells) == 2 + 2 * 2
-    assert len({cell["id"] for cell in cells}) == 6
+    assert len(cells) == 2 + 2 * 2 * 2  # references; two names on two models, twice
+    assert len({cell["id"] for cell in cells}) == 10
 
 
 def test_without_out_the_folder_is_named_after_the_time(crosslens: Call, workers: dict[str, str]) -> None:
