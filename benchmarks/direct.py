@@ -1,13 +1,13 @@
-"""Each library used directly, as its own documentation teaches, to record every block's residual stream.
+"""Each library used directly, as its own documentation teaches, to record the residual stream behind some blocks.
 
-What each gives per call is one owned copy of `resid_post` for each block. What rewires the model or leaves hooks on it
-gets a shadow of it that shares the weights, once, outside what is timed.
+What each gives per call is one owned copy of `resid_post` for each of them, in order. What rewires the model or leaves
+hooks on it gets a shadow of it that shares the weights, once, outside what is timed.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,23 +17,25 @@ from torch import Tensor
 from crosslens.adapters.architectures import Architecture, describe
 from crosslens.adapters.shadow import Shadow
 
+Layers = Sequence[int] | None
+"""Numbers of blocks, ascending; None for all."""
 Capture = Callable[[], list[Tensor]]
-"""One forward; gives every block's residual stream in order."""
+"""One forward; gives the residual stream of the blocks in order."""
 
 
-def blocks_of(architecture: Architecture) -> list[str]:
-    """Dotted paths of the blocks."""
+def blocks_of(architecture: Architecture, layers: Layers = None) -> list[str]:
+    """Dotted paths of the blocks, or of some."""
     sites = architecture.sites.resolve("blocks.*.resid_post")
-    return [architecture.address(site).module for site in sites]
+    return [architecture.address(site).module for site in sites if layers is None or site.layer in layers]
 
 
 @contextmanager
-def hooks_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
+def hooks_directly(model: Any, ids: Tensor, layers: Layers = None) -> Iterator[Capture]:
     """PyTorch: forward hooks registered once, as a user would keep them for many calls; on a shadow, for no other call
     to run them."""
     kept: list[Tensor] = []
     shadow = Shadow(model).module
-    for path in blocks_of(describe(model)):
+    for path in blocks_of(describe(model), layers):
         shadow.get_submodule(path).register_forward_hook(lambda m, i, out: kept.append(out.clone()))
 
     def call() -> list[Tensor]:
@@ -46,7 +48,7 @@ def hooks_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
 
 
 @contextmanager
-def transformer_lens_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
+def transformer_lens_directly(model: Any, ids: Tensor, layers: Layers = None) -> Iterator[Capture]:
     """TransformerLens: `run_with_hooks`, as its documentation teaches; on a shadow, since wrapping cannot be undone."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -55,7 +57,8 @@ def transformer_lens_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
         shadow, type(shadow).__name__, hf_config=shadow.config, dtype=next(model.parameters()).dtype
     )
     kept: list[Tensor] = []
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(len(blocks_of(describe(model))))]
+    every = range(len(blocks_of(describe(model))))
+    names = [f"blocks.{layer}.hook_resid_post" for layer in every if layers is None or layer in layers]
     hooks = [(name, lambda act, hook: kept.append(act.clone())) for name in names]
 
     def call() -> list[Tensor]:
@@ -68,12 +71,12 @@ def transformer_lens_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
 
 
 @contextmanager
-def nnsight_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
+def nnsight_directly(model: Any, ids: Tensor, layers: Layers = None) -> Iterator[Capture]:
     """nnsight: one `trace` whose body reads the blocks in order of execution."""
     from nnsight import NNsight
 
     wrapped = NNsight(Shadow(model).module)
-    envoys = [wrapped.get(path) for path in blocks_of(describe(model))]
+    envoys = [wrapped.get(path) for path in blocks_of(describe(model), layers)]
 
     def call() -> list[Tensor]:
         kept: list[Tensor] = []
@@ -86,7 +89,7 @@ def nnsight_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
 
 
 @contextmanager
-def pyvene_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
+def pyvene_directly(model: Any, ids: Tensor, layers: Layers = None) -> Iterator[Capture]:
     """pyvene: one `IntervenableModel` with a `CollectIntervention` at each block."""
     import pyvene
 
@@ -94,7 +97,7 @@ def pyvene_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
     shadow.requires_grad_(False)  # as pyvene leaves it
     sites = [
         {"component": f"{path}.output", "intervention": pyvene.CollectIntervention(keep_last_dim=True)}
-        for path in blocks_of(describe(model))
+        for path in blocks_of(describe(model), layers)
     ]
     intervenable = pyvene.IntervenableModel(sites, shadow)
 
@@ -107,13 +110,13 @@ def pyvene_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
 
 
 @contextmanager
-def tdhook_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
+def tdhook_directly(model: Any, ids: Tensor, layers: Layers = None) -> Iterator[Capture]:
     """tdhook: a `HookSession` with a capture of every unit at each block."""
     from tdhook.session import HookSession
     from tdhook.targets import Target
 
     units = tuple(range(model.config.hidden_size))
-    targets = [Target(path, "activation", -1, units) for path in blocks_of(describe(model))]
+    targets = [Target(path, "activation", -1, units) for path in blocks_of(describe(model), layers)]
 
     def call() -> list[Tensor]:
         with HookSession(model) as session, torch.no_grad():
@@ -125,13 +128,13 @@ def tdhook_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
 
 
 @contextmanager
-def torchlens_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
+def torchlens_directly(model: Any, ids: Tensor, layers: Layers = None) -> Iterator[Capture]:
     """torchlens: `record`, its light path, with a selector of all blocks."""
     import torchlens
     from torchlens.backends.torch.wrappers import unwrap_torch
 
     shadow = Shadow(model).module
-    paths = blocks_of(describe(model))
+    paths = blocks_of(describe(model), layers)
     selector = torchlens.module(paths[0])
     for path in paths[1:]:
         selector = selector | torchlens.module(path)
@@ -151,7 +154,7 @@ def torchlens_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
 
 
 @contextmanager
-def penzai_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
+def penzai_directly(model: Any, ids: Tensor, layers: Layers = None) -> Iterator[Capture]:
     """penzai: a `SaveIntermediate` behind each block, put in inside one function compiled by `jax.jit`.
 
     The model is crosslens' conversion: penzai's own, `llama_from_huggingface_model`, refuses configs of transformers 5.
@@ -165,6 +168,8 @@ def penzai_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
     from crosslens.adapters.penzai_convert import convert, precision, to_torch
 
     def saving(layer: int, block: Any) -> Any:
+        if layers is not None and layer not in layers:
+            return block
         return pz.nn.Sequential([block, SaveIntermediate(pz.StateVariable(None, label=("resid_post", layer)))])
 
     def forward(network: Any, tokens: Any) -> tuple[Any, list[Any]]:
@@ -186,7 +191,7 @@ def penzai_directly(model: Any, ids: Tensor) -> Iterator[Capture]:
     yield call
 
 
-DIRECTLY: dict[str, Callable[[Any, Tensor], Any]] = {
+DIRECTLY: dict[str, Callable[..., Any]] = {
     "hooks": hooks_directly,
     "transformer_lens": transformer_lens_directly,
     "nnsight": nnsight_directly,

@@ -1,0 +1,111 @@
+"""Jobs that each run in a process of their own; what each found is on disk before the next one starts.
+
+A job is JSON. Its program, `python -m MODULE JOB.json`, writes what it found as JSON at the path that `found` gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from crosslens.adapters import InputError
+from crosslens.tasks.parts import replace_file
+
+_SAME = ("python", "platform", "cpu", "cores", "versions")
+"""Of an environment: what must be the same for processes to stand in one table."""
+
+Kept = dict[str, Any]
+"""What is kept of a study: `environment`, `settings`, and `processes`, each with its `job` and what it `found`."""
+
+
+def found(job: Path) -> Path:
+    """Where the program of a job writes what it found."""
+    return job.with_suffix(".found")
+
+
+def run_job(module: str, job: Mapping[str, Any], *, threads: int, seconds: float) -> dict[str, Any]:
+    """What a fresh process found; `error` where it ended without an answer, or took longer than `seconds`."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "job.json")
+        path.write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-P", "-W", "ignore", "-m", module, str(path)]
+        try:
+            done = subprocess.run(
+                command, env={**os.environ, **quiet, **limits}, capture_output=True, text=True, errors="replace",
+                timeout=seconds, check=False, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {"error": f"took longer than {seconds:.0f} s"}
+        if not found(path).exists():
+            last = done.stderr.strip().rpartition("\n")[2]
+            return {"error": f"the process ended with {done.returncode}: {last}"}
+        answer: dict[str, Any] = json.loads(found(path).read_text(encoding="utf-8"))
+        return answer
+
+
+def collect(
+    module: str, jobs: Sequence[Mapping[str, Any]], about: Kept, page: Path | None, *, threads: int, seconds: float
+) -> Kept:
+    """Run jobs one after the other, and keep what they found beside the page, as .json, after each.
+
+    Args:
+        module: the program.
+        jobs: in the order in which they run.
+        about: `environment` and `settings`.
+        page: a .md file. Where it is not there and its .json is, of the same settings and software on the same kind of
+            machine, the run was cut: jobs with an answer are not run again.
+        threads: that each process computes with.
+        seconds: that one process may take.
+    """
+    kept: Kept = {**about, "processes": _cut_short(about, page)}
+    have = [each["job"] for each in kept["processes"]]
+    for job in track(
+        [job for job in jobs if dict(job) not in have], description="processes", console=Console(stderr=True)
+    ):
+        answer = run_job(module, job, threads=threads, seconds=seconds)
+        kept["processes"].append({"job": dict(job), "found": answer})
+        if page is not None:
+            replace_file(page.with_suffix(".json"), compact(kept).encode())
+    return kept
+
+
+def compact(kept: Kept) -> str:
+    """JSON with a line for each process."""
+    head = json.dumps({name: value for name, value in kept.items() if name != "processes"})
+    lines = ",\n".join(json.dumps(each, separators=(",", ":")) for each in kept["processes"])
+    return f'{head[:-1]}, "processes": [\n{lines}\n]}}\n'
+
+
+def check_page(page: Path | None) -> None:
+    """Refuse a page that cannot be written.
+
+    Raises:
+        InputError: it is no .md file in a folder that exists.
+    """
+    if page is not None and (page.suffix != ".md" or not page.parent.is_dir()):
+        raise InputError(f"--out {page}: must be a .md file in a folder that exists")
+
+
+def _cut_short(about: Kept, page: Path | None) -> list[dict[str, Any]]:
+    """Processes of a run that was cut, if it is this run."""
+    if page is None or page.exists() or not page.with_suffix(".json").exists():
+        return []
+    try:
+        kept = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+        same = kept["settings"] == about["settings"] and all(
+            kept["environment"][name] == about["environment"][name] for name in _SAME
+        )
+        return [each for each in kept["processes"] if "error" not in each["found"]] if same else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

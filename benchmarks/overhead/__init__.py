@@ -1,0 +1,1 @@
+"""What each operation costs through each backend, and what of it the common interface costs."""

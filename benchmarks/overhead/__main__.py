@@ -1,0 +1,101 @@
+"""Measure what operations cost: `python -m crosslens.benchmarks.overhead --out results/overhead.md`."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from crosslens.adapters import BackendNotInstalledError, CrosslensError, backends, load_backend
+from crosslens.adapters.architectures import describe
+from crosslens.benchmarks.drawn import write_svg
+from crosslens.benchmarks.environment import environment, threads
+from crosslens.benchmarks.fresh import check_page, collect, compact
+from crosslens.tasks import load_model
+from crosslens.tasks.parts import replace_file
+
+from .figure import figure
+from .operations import OPERATIONS, check_family
+from .table import markdown
+
+SMALL = ("small", 1, 16, tuple(OPERATIONS), 5)
+LARGE = ("large", 4, 64, ("capture_residuals", "capture_everything", "zero", "gradients"), 3)
+"""Name, batch, tokens, operations, samples of each."""
+SECONDS = 900.0
+"""That one process may take."""
+
+
+def shapes(quick: bool) -> list[dict[str, Any]]:
+    """What each process measures."""
+    names = ("name", "batch", "tokens", "operations", "samples")
+    some = [SMALL, LARGE] if not quick else [(*SMALL[:4], 2)]
+    return [{**dict(zip(names, shape, strict=True)), "operations": list(shape[3])} for shape in some]
+
+
+def able(names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Backends that do one of the operations; and why the others do not.
+
+    Raises:
+        InputError: there is no such backend.
+    """
+    found, others = [], {}
+    for name in names:
+        try:
+            states = load_backend(name).supports()
+        except BackendNotInstalledError as error:
+            others[name] = str(error)
+            continue
+        if any(all(states[need] for need in each.needs) for each in OPERATIONS.values()):
+            found.append(name)
+        else:
+            others[name] = "it has none of these operations"
+    return found, others
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="a .md file; what was measured goes beside it as .json")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
+    model: Annotated[str, typer.Option(help="of the family llama, see `crosslens models`")] = "smollm2-135m",
+    processes: Annotated[int, typer.Option(min=1, help="of each backend")] = 3,
+    seconds: Annotated[float, typer.Option(min=0, help="of blocks in one process, after which no more begin")] = 12.0,
+    quick: Annotated[bool, typer.Option(help="one process, two blocks, the small shape")] = False,
+) -> None:
+    """What each operation costs through each backend, and what of it the common interface costs."""
+    check_page(out)
+    names, others = able(backend or backends())
+    network, _ = load_model(model)
+    check_family(describe(network))
+    del network
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    settings: dict[str, Any] = {
+        "model": model, "processes": 1 if quick else processes, "seconds": seconds, "threads": threads(),
+        "shapes": shapes(quick), "devices": devices, "left_out": others,
+        "gpu": torch.cuda.get_device_name() if len(devices) > 1 else None,
+    }  # fmt: skip
+    jobs = [
+        {"backend": name, "repeat": repeat, "device": device, **{k: settings[k] for k in (
+            "model", "threads", "seconds", "shapes")}}
+        for repeat in range(settings["processes"]) for name in names for device in devices
+    ]  # fmt: skip
+    random.Random(0).shuffle(jobs)
+    libraries = [library for name in names if (library := load_backend(name).library)]
+    about = {"environment": environment(libraries), "settings": settings}
+    kept = collect("crosslens.benchmarks.overhead.worker", jobs, about, out, threads=threads(), seconds=SECONDS)
+    kept["processes"].sort(key=lambda each: (names.index(each["job"]["backend"]), each["job"]["repeat"]))
+    if out is None:
+        print(markdown(kept))
+        return
+    replace_file(out.with_suffix(".json"), compact(kept).encode())
+    write_svg(figure(kept), out.with_name("overhead.svg"))
+    replace_file(out, markdown(kept).encode())
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except CrosslensError as error:
+        sys.exit(f"error: {error}")
