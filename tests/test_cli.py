@@ -423,7 +423,7 @@ def test_an_interrupt_keeps_the_cells_before_it(crosslens: Call, workers: dict[s
     assert crosslens("tables", "out").status == 0
     workers["backend"] = "right"
     assert crosslens("run", "--resume", "--out", "out").status == 0
-    assert len(read_run(Path("out")).cells) == 4
+    assert len(read_run(Path("out")).cells) == 6
 
 
 def test_resume_takes_no_other_settings(crosslens: Call, workers: dict[str, str]) -> None:
@@ -522,7 +522,7 @@ def test_tables_refuses_what_is_no_run(crosslens: Call, workers: dict[str, str])
     crosslens(*smoke("--out", "out"))
     with Path("out/cells.jsonl").open("a") as file:
         file.write('{"id": "torn')
-    refused(crosslens("tables", "out"), "cells.jsonl, line 5, is no JSON (torn")
+    refused(crosslens("tables", "out"), "cells.jsonl, line 7, is no JSON (torn")
 
 
 @pytest.mark.parametrize(
