@@ -8,35 +8,41 @@ from pathlib import Path
 
 from crosslens.adapters import InputError
 
-from .generate import FOLDER, generated, there
-from .macros import SWITCHES, macros, switch
+from .generate import FOLDER, there
+from .macros import SWITCHES, switch
 from .scanner import read_names, typed
-from .sources import Results
 from .tex import commands, files, line_of, live, without_comments
 
 _DEFINES = re.compile(
     r"\\(?:newcommand|renewcommand|providecommand|def|gdef|edef|xdef|let)\*?\s*\{?\\(res[A-Z][A-Za-z]*)"
 )
+_NEW = re.compile(r"\\newcommand\{\\(res[A-Za-z]+)\}")
+_TRUE = re.compile(r"\\has([a-z]+)true")
 _SWITCHED = re.compile(r"\\has[a-z]+(?:true|false)(?![A-Za-z])")
 _OURS = re.compile(r"res[A-Z][A-Za-z]*")
 
 
-def check(results: Results, paper: Path) -> list[str]:
+def check(made: Mapping[str, bytes], paper: Path) -> list[str]:
     """Everything that is wrong with the paper in folder `paper`, one line each.
+
+    Args:
+        made: what is generated from the results, as `generate.generated` gives it.
+        paper: folder of the sources.
 
     Raises:
         InputError: there is no paper, or a file of it cannot be read.
     """
     sources = read_sources(paper)
     names = read_names(paper / "names.txt")
-    found = list(differing(generated(results), paper))
+    found = list(differing(made, paper))
     for file, text in sources.items():
         found += [
             f"{file}:{each.line}: {each.text!r} is typed; make it a macro, or declare it in names.txt if it is a name"
             for each in typed(text, names)
         ]
-    found += unused(results, sources, generated(results))
-    return found + list(undefined(results, sources))
+    text = made["macros.tex"].decode()
+    known, alive = set(_NEW.findall(text)), set(_TRUE.findall(text))
+    return [*found, *unused(known, sources, made), *undefined(known, alive, sources)]
 
 
 def read_sources(paper: Path) -> dict[str, str]:
@@ -77,10 +83,10 @@ def _where(was: bytes, data: bytes) -> str:
     return f" from line {place + 1} on"
 
 
-def unused(results: Results, sources: Mapping[str, str], wanted: Collection[str]) -> Iterator[str]:
+def unused(known: Collection[str], sources: Mapping[str, str], wanted: Collection[str]) -> Iterator[str]:
     """Macros that no source uses, and tables, figures and listings that none shows."""
     used = {name for text in sources.values() for name, _ in commands(text)}
-    yield from (rf"\res{each} is used nowhere" for each in macros(results) if f"res{each}" not in used)
+    yield from (rf"\{each} is used nowhere" for each in sorted(known) if each not in used)
     for study in SWITCHES:
         if f"ifhas{switch(study)}" not in used:
             yield rf"\ifhas{switch(study)} is used nowhere"
@@ -95,10 +101,8 @@ def unused(results: Results, sources: Mapping[str, str], wanted: Collection[str]
             yield f"{FOLDER}/{file} is shown nowhere"
 
 
-def undefined(results: Results, sources: Mapping[str, str]) -> Iterator[str]:
+def undefined(known: Collection[str], there: Collection[str], sources: Mapping[str, str]) -> Iterator[str]:
     """Macros that a source uses where the results have none, and those that it defines over them."""
-    known = {f"res{each}" for each in macros(results)}
-    there = {switch(study) for study in SWITCHES if study in results.studies}
     for file, text in sources.items():
         plain = without_comments(text)
         for found in _DEFINES.finditer(plain):

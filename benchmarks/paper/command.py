@@ -28,10 +28,11 @@ def paper_command(results: Path | None, paper: Path, *, only_check: bool) -> boo
     console = Console(stderr=True)
     read_sources(paper)
     found = read(results or newest(Path("results")))
+    made = generated(found)
     if not only_check:
-        changed = write(generated(found), paper)
+        changed = write(made, paper)
         _say(console, f"{paper / FOLDER}: {len(changed) or 'no'} files changed, of {found.folder}")
-    wrong = check(found, paper)
+    wrong = check(made, paper)
     for line in wrong:
         _say(console, line, "red")
     if not wrong:

@@ -22,7 +22,8 @@ WORDS = frozenset(f"{_SMALL} {_LARGE} {_OTHER} hundreds thousands millions dozen
 """Words that count."""
 
 _DIGITS = re.compile(r"(?<![\w.])[\w.,/:+-]*\d[\w.,/:+-]*")
-_WORD = re.compile(rf"\b({'|'.join(sorted(WORDS))})\b", re.IGNORECASE)
+_ONE_OF = f"(?:{'|'.join(sorted(WORDS))})"
+_WORD = re.compile(rf"\b{_ONE_OF}(?:-{_ONE_OF})*\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
