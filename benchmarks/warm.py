@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ _ALONE = {
     "OPENBLAS_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # of pyarrow, which pandas imports
 }
+_STARTING = threading.Lock()  # cells start in several threads, and the environment is the process's
 
 
 def can_fork() -> bool:
@@ -78,7 +80,7 @@ def start(job: Mapping[str, Any], folder: Path, env: Mapping[str, str]) -> Forke
     """
     context = multiprocessing.get_context(METHOD)
     context.set_forkserver_preload(list(PRELOADED))
-    with _one_thread():
+    with _STARTING, _one_thread():
         forkserver.ensure_running()
     (their_in, our_in), (our_out, their_out) = context.Pipe(duplex=False), context.Pipe(duplex=False)
     process = context.Process(target=_reap, args=(their_in, their_out, str(folder), dict(env)))
@@ -104,7 +106,7 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 

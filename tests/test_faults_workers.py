@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from crosslens.benchmarks import launch, reaper
+from crosslens.benchmarks import launch, reaper, warm
 from crosslens.benchmarks.launch import Outcome, run_worker
 
 from .drivers import STAND_IN, gone, still_running
@@ -149,6 +150,40 @@ def test_a_worker_that_takes_more_than_its_share_is_stopped_before_memory_runs_o
     assert gone(tmp_path)
     again = tmp_path / "again"
     assert behaving("", again, memory=5e9).cell["status"] == "right", "one that holds less goes on"
+
+
+def test_cells_that_start_at_once_leave_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that forks is started with settings of its own, which several threads ask for at a time."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    started: list[str] = []
+
+    class Server:
+        def ensure_running(self) -> None:
+            started.append(os.environ["OMP_NUM_THREADS"] + os.environ["MKL_NUM_THREADS"])
+            time.sleep(0.001)
+
+    class Refusing:
+        def set_forkserver_preload(self, names: list[str]) -> None: ...
+
+        def Pipe(self, *, duplex: bool) -> None:  # noqa: N802  # as multiprocessing calls it
+            raise OSError("no more of them")
+
+    def start() -> None:
+        for _ in range(50):
+            with pytest.raises(OSError, match="no more of them"):
+                warm.start({}, Path(), {})
+
+    monkeypatch.setattr(warm, "forkserver", Server())
+    monkeypatch.setattr(warm.multiprocessing, "get_context", lambda method: Refusing())
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert started == ["11"] * 200
+    assert dict(os.environ) == before
 
 
 def test_a_process_that_cannot_be_started_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
