@@ -167,7 +167,7 @@ def test_cells_that_start_at_once_leave_the_environment_as_it_was(monkeypatch: p
     class Refusing:
         def set_forkserver_preload(self, names: list[str]) -> None: ...
 
-        def Pipe(self, *, duplex: bool) -> None:  # noqa: N802  # as multiprocessing calls it
+        def Pipe(self, *, duplex: bool) -> None:  # as multiprocessing calls it
             raise OSError("no more of them")
 
     def start() -> None:
