@@ -86,7 +86,7 @@ def percentile(processes: Processes, draw: Draw) -> Estimate:
 
 def truth(machine: Machine) -> float:
     """The geometric mean over all processes of their ratio."""
-    return TRUE * 1.1**machine.slow
+    return float(TRUE * 1.1**machine.slow)
 
 
 def share(runs: int, once: Callable[[], bool]) -> float:

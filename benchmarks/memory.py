@@ -47,7 +47,9 @@ def device_memory() -> dict[str, int]:
     """`device_peak_bytes`: the most that PyTorch has held on the GPU; nothing where this process uses none."""
     import torch
 
-    return {"device_peak_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {}
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return {}
+    return {"device_peak_bytes": torch.cuda.max_memory_allocated()}
 
 
 def _high_water() -> int:

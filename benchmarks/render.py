@@ -66,7 +66,7 @@ def plain(text: str) -> str:
 
 def is_best(table: AnyTable, row: Any, column: Column) -> bool:
     """Whether a cell is marked: its interval lies below those of all others."""
-    return table.best.get(column.key) == row.backend
+    return bool(table.best.get(column.key) == row.backend)
 
 
 def _marked(table: AnyTable, row: Any, column: Column, before: str, after: str) -> str:

@@ -95,7 +95,7 @@ def seconds(call: Call, calls: int) -> float:
 
 def _settle() -> None:
     """Wait for the GPU, where this process uses one: its work goes on after the call that started it has returned."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 
 

@@ -22,11 +22,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-METHOD = "forkserver"
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess  # not on Windows
+
+METHOD: Final = "forkserver"
 PRELOADED = (
     "crosslens.benchmarks.cli",
     "crosslens.benchmarks.worker",
@@ -133,7 +135,7 @@ def _work(command: list[str]) -> None:
     # the libraries have read what the environment was when they were imported
     threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))
     signal.set_wakeup_fd(-1)  # the reaper's
-    faulthandler.enable(sys.__stderr__)
+    faulthandler.enable(2)
     code: Any = 0
     try:
         main(Path(command[0]))
