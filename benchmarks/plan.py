@@ -68,7 +68,7 @@ SUITES = {
     "smoke": Suite(
         QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0, None, warm=True
     ),
-    "default": Suite(QUICK, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=6.0), 1, 1200.0, None),
+    "default": Suite(QUICK, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=9.0), 1, 1200.0, None),
     "full": Suite(None, None, "full", Sampling(pairs=20, most=100, seconds=30.0), 5, 7200.0, 1, tuple(STUDIES)),
 }
 
