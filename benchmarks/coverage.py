@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crosslens.tasks.parts import replace_file
+
 from .estimate import Estimate, median_ratio, over_tasks, quotient
 
 Draw = np.random.Generator
@@ -182,8 +184,8 @@ def main() -> None:
     measured = measure(given.runs, given.seed)
     text = page(measured)
     if given.out is not None:
-        given.out.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        given.out.write_text(text, encoding="utf-8")
+        replace_file(given.out.with_suffix(".json"), (json.dumps(measured, indent=1) + "\n").encode())
+        replace_file(given.out, text.encode())
     print(text, end="")
 
 

@@ -82,6 +82,12 @@ def _stories(path: Path) -> str:
     return markdown(_read(path))
 
 
+def _coverage(path: Path) -> str:
+    from .coverage import page
+
+    return page(_read(path))
+
+
 STUDIES = {
     "idioms": Study("what it takes to say fourteen operations in each library", _idioms),
     "mistakes": Study("what happens when a user gets it wrong", _mistakes),
@@ -89,6 +95,7 @@ STUDIES = {
     "claims": Study("what libraries do when they are used directly: silent errors, each with its program", _claims),
     "known_truth": Study("who finds a planted difference, and one that is not there", _known_truth, ".jsonl"),
     "stories": Study("what was hard and is now short: the programs of examples/, and what they print", _stories),
+    "coverage": Study("how often the intervals of the tables hold a ratio that is known, on simulated runs", _coverage),
     "published": Study("figures that others published about these libraries, measured again", _published),
 }
 
