@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from crosslens.adapters import InputError
 from crosslens.benchmarks.report import charts, report, write_report
 from crosslens.benchmarks.report.blocks import STATES, Cell, Heat, Table
+from crosslens.benchmarks.report.drawings import DRAWINGS
 from crosslens.benchmarks.report.pages import blocks
 from crosslens.benchmarks.report.programs import Programs
 from crosslens.benchmarks.store import RunFolder
@@ -494,3 +495,83 @@ def test_programs_are_of_this_package_and_of_nothing_else() -> None:
         assert programs.get(key) is None
     assert programs.get("mistakes/nnsight.py::misspelled_site") is not None
     assert list(programs.texts) == ["mistakes/nnsight.py::misspelled_site"]
+
+
+# ---- drawings of studies, on measurements made up here
+
+
+def drawn(name: str, kept: str, path: Path) -> list[Any]:
+    file = path / f"{name}.json"
+    file.write_text(kept, encoding="utf-8")
+    return DRAWINGS[name](file, Programs())
+
+
+def test_the_worst_answer_of_a_site_is_what_the_map_shows(tmp_path: Path) -> None:
+    from crosslens.benchmarks.correctness.asking import Distance
+    from crosslens.benchmarks.correctness.design import possible
+    from crosslens.benchmarks.correctness.judge import Verdict
+    from crosslens.benchmarks.correctness.kept import Row, text
+
+    cells = [cell for cell in possible() if cell.operation == "capture" and cell.local in ("embed", "attn.z")]
+    one, two = (next(cell for cell in cells if cell.local == local) for local in ("attn.z", "embed"))
+    silent = Verdict("silently wrong", Distance(0.5, 2.0, 1.0, 0.5, "capture"), 1e-7, "", f"off by half {HOSTILE}")
+    noise = Verdict("noise", Distance(3e-8, 1e-7, 1.0, 1.0, "capture"), 1e-7)
+    rows = [Row(backend, one, "float64", noise) for backend in ("hooks", "pyvene")]
+    rows += [Row("hooks", one, "float32", noise), Row("pyvene", one, "float32", silent)]
+    rows.append(Row("pyvene", two, "float64", Verdict("refused", why="it cannot")))
+    backends = {name: {"library": name, "version": "1", "missing": None, "strength": 2} for name in ("hooks", "pyvene")}
+    by_backend, by_site = drawn("correctness", text(rows, {}, (9, 27), backends), tmp_path)
+    found = {cell.at: cell for cell in by_site.cells}
+    sites, operations = by_site.data()["names"][2:]
+    assert (sites, operations) == (["embed", "attn.z"], ["capture"]), "in the order of a forward"
+    assert found["hooks", "all", "attn.z", "capture"].state == "good"
+    worst = found["pyvene", "all", "attn.z", "capture"]
+    assert (worst.state, worst.shown, worst.details["answers"]) == ("bad", "silent 1", "1 silently wrong, 1 noise")
+    assert found["pyvene", "float64", "attn.z", "capture"].state == "good"
+    assert found["pyvene", "all", "embed", "capture"].state == "none"
+    details = found["pyvene", "float32", "attn.z", "capture"].details[f"{one.id}, float32"]
+    assert "relative error 0.5, cosine 1, factor 0.5" in details, "what a cosine does not see"
+    assert HOSTILE in details
+    assert {cell.at: cell.state for cell in by_backend.cells}["all", "capture", "pyvene"] == "bad"
+    programs = Programs()
+    DRAWINGS["correctness"](tmp_path / "correctness.json", programs)
+    assert f"--backend pyvene --only {one.id}" in programs.texts[worst.programs[0]]
+
+
+def positions(drawing: str, kind: str) -> list[float]:
+    """Where the points of a kind lie, in pixels from the left."""
+    groups = re.findall(rf'<g class="{kind}">(.*?)</g>', drawing)
+    return [float(found) for each in groups for found in re.findall(r'(?:cx="| d="M)([\d.]+)', each)]
+
+
+def test_overhead_is_drawn_through_the_inspector_and_directly(tmp_path: Path) -> None:
+    ways = {"bare": 1.0, "native": 1.0, "through": 4.0, "directly": 2.0}
+    right = {way: {"status": "right", "s": [seconds] * 6} for way, seconds in ways.items()}
+    refused = right | {"through": {"status": "unsupported", "reason": "it cannot"}}
+    kept = {"processes": [
+        {"job": {"backend": name, "device": "cpu"},
+         "found": {"cells": [{"shape": "small", "operation": "capture_one", "ways": found}]}}
+        for name, found in (("hooks", right), ("pyvene", refused))
+    ]}  # fmt: skip
+    (figures,) = drawn("overhead", json.dumps(kept), tmp_path)
+    (panel,) = figures.panels["small"]
+    assert "hooks: 4 (4 to 4)" in panel
+    assert ">unsupported</text>" in panel
+    (through,) = positions(panel, "mark")
+    directly = positions(panel, "other")
+    one = float(re.findall(r'class="one" x1="([\d.]+)"', panel)[-1])
+    assert len(directly) == 2
+    assert through - one == pytest.approx(2 * (directly[0] - one), abs=0.3), "2 lies half way from 1 to 4"
+
+
+def test_published_ratios_stand_beside_those_measured(tmp_path: Path) -> None:
+    from crosslens.benchmarks.published.catalogue import CLAIMS
+
+    claim = CLAIMS["nnbench.attribution"]
+    assert claim.figure is not None
+    samples = {"samples": [[1.0, 2 * claim.figure]] * 8}
+    (figures,) = drawn("published", json.dumps({"rows": {claim.id: [samples]}}), tmp_path)
+    (panel,) = figures.panels[""]
+    assert f"{claim.figure:.4g}<" in panel
+    assert f"{2 * claim.figure:.4g} (" in panel
+    assert positions(panel, "mark") > positions(panel, "other")

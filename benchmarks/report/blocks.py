@@ -102,17 +102,22 @@ class Heat:
     Attributes:
         axes: names of the choices, of the rows and of the columns.
         legend: state -> what it says here.
+        orders: axis -> its names in order, where that is not the order of the cells.
     """
 
     title: str
     axes: Sequence[str]
     cells: Sequence[Cell]
     legend: Mapping[str, str]
+    orders: Mapping[str, Sequence[str]] = field(default_factory=dict)
     kind: str = "heat"
 
     def data(self) -> dict[str, Any]:
         """For the page's script: names and details by number, since they recur."""
-        names: list[dict[str, int]] = [{} for _ in self.axes]
+        names: list[dict[str, int]] = []
+        for axis, name in enumerate(self.axes):
+            seen = {cell.at[axis] for cell in self.cells}
+            names.append({each: i for i, each in enumerate(n for n in self.orders.get(name, ()) if n in seen)})
         texts: dict[str, int] = {}
 
         def number(table: dict[str, int], text: str) -> int:

@@ -17,6 +17,7 @@ from .blocks import element
 
 SERIES = 12
 """How many series have a colour and a dash of their own; more of them begin again."""
+_LABEL = 20  # characters that have room beside a line
 _MARKS = ("circle", "square", "diamond", "up")
 
 
@@ -26,6 +27,7 @@ class Interval:
 
     Attributes:
         reference: drawn apart, as what the others are held to.
+        other: a second figure on the same line, with its interval, such as what somebody else says that it is.
     """
 
     label: str
@@ -34,6 +36,12 @@ class Interval:
     high: float | None = None
     instead: str = ""
     reference: bool = False
+    other: tuple[float, float | None, float | None] | None = None
+
+    @property
+    def figures(self) -> list[float]:
+        """All of them, for the ends of an axis."""
+        return [v for v in (self.value, self.low, self.high, *(self.other or ())) if v is not None]
 
 
 Point = tuple[float, float, float | None, float | None]
@@ -73,11 +81,14 @@ def even(low: float, high: float, most: int = 6) -> list[float]:
 def intervals(title: str, rows: Sequence[Interval], axis: tuple[float, float], unit: str) -> Markup:
     """One line for each row: its figure and interval on a logarithmic axis, with a rule at 1.
 
+    Labels stand beside their lines, or above them where one is long.
+
     Args:
         axis: ends of the axis, as of `span`; charts beside one another share it.
         unit: what the figures are.
     """
-    width, left, right, row_height, top = 400.0, 128.0, 50.0, 20.0, 28.0
+    stacked = any(len(row.label) > _LABEL for row in rows)
+    width, left, right, row_height, top = 400.0, 12.0 if stacked else 128.0, 50.0, 38.0 if stacked else 20.0, 28.0
     bottom = top + row_height * len(rows)
     low, high = axis
 
@@ -86,30 +97,39 @@ def intervals(title: str, rows: Sequence[Interval], axis: tuple[float, float], u
 
     parts = [element("title", title), element("text", _cut(title, 44), class_="name", x=0.0, y=16)]
     for tick in ticks(low, high, most=5):
-        at = x(tick)
-        rule = "one" if tick == 1 else "grid"
-        parts.append(element("line", class_=rule, x1=at, x2=at, y1=top, y2=bottom))
-        parts.append(element("text", _number(tick), class_="soft", x=at, y=bottom + 14, text_anchor="middle"))
+        parts.append(element("line", class_="grid", x1=x(tick), x2=x(tick), y1=top, y2=bottom))
+        parts.append(element("text", _number(tick), class_="soft", x=x(tick), y=bottom + 14, text_anchor="middle"))
     if low < 1 < high:
         parts.append(element("line", class_="one", x1=x(1.0), x2=x(1.0), y1=top, y2=bottom))
     for i, row in enumerate(rows):
-        y = top + row_height * (i + 0.5)
-        parts.append(element("text", _cut(row.label, 20), x=left - 8, y=y + 4, text_anchor="end"))
+        y = top + row_height * (i + (0.75 if stacked else 0.5))
+        if stacked:
+            parts.append(element("text", _cut(row.label, 58), class_="label", x=2.0, y=y - 11))
+        else:
+            parts.append(element("text", row.label, x=left - 8, y=y + 4, text_anchor="end"))
+        if row.other is not None:
+            parts.append(_point(x, y + 3, row.label, row.other, "other"))
         if row.value is None:
             parts.append(element("text", row.instead, class_="soft", x=left + 6, y=y + 4))
             continue
-        kind = "reference" if row.reference else "mark"
-        inside = [element("title", f"{row.label}: {_interval_text(row)}")]
-        if row.low is not None and row.high is not None:
-            inside.append(element("line", class_="whisker", x1=x(row.low), x2=x(row.high), y1=y, y2=y))
-        inside.append(element("circle", cx=x(row.value), cy=y, r=4))
-        parts.append(element("g", *inside, class_=kind))
+        parts.append(_point(x, y, row.label, (row.value, row.low, row.high), "reference" if row.reference else "mark"))
         text = f"{row.value:.3f}" if row.value < 10 else f"{row.value:.1f}"
         parts.append(element("text", text, x=width - 2, y=y + 4, text_anchor="end"))
     parts.append(
         element("text", unit, class_="soft", x=(left + width - right) / 2, y=bottom + 30, text_anchor="middle")
     )
     return _picture(title, width, bottom + 36, parts)
+
+
+def _point(
+    x: Callable[[float], float], y: float, label: str, figure: tuple[float, float | None, float | None], kind: str
+) -> Markup:
+    value, low, high = figure
+    inside = [element("title", f"{label}: {_interval_text(value, low, high)}")]
+    if low is not None and high is not None:
+        inside.append(element("line", class_="whisker", x1=x(low), x2=x(high), y1=y, y2=y))
+    mark = element("path", d=_mark(2, x(value), y)) if kind == "other" else element("circle", cx=x(value), cy=y, r=3.6)
+    return element("g", *inside, mark, class_=kind)
 
 
 def curves(
@@ -164,7 +184,7 @@ def curves(
         if bars:
             inside.append(element("path", class_="whisker", d=bars))
         for at, p in places_of:
-            told = f"{name}, {_number(p[0])}: {_interval_text(Interval(name, *p[1:]))}"
+            told = f"{name}, {_number(p[0])}: {_interval_text(*p[1:])}"
             inside.append(element("path", element("title", told), class_="dot", d=_mark(number, at, y(p[1]))))
         parts.append(element("g", *inside, class_=f"s s{number % SERIES}"))
     return _picture(title, width, height, parts)
@@ -212,10 +232,8 @@ def _mark(number: int, x: float, y: float) -> str:
     return f"M{x:.1f} {y - 4:.1f}l4 7h-8z"
 
 
-def _interval_text(row: Interval) -> str:
-    assert row.value is not None
-    within = "" if row.low is None or row.high is None else f" ({row.low:.4g} to {row.high:.4g})"
-    return f"{row.value:.4g}{within}"
+def _interval_text(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.4g}" if low is None or high is None else f"{value:.4g} ({low:.4g} to {high:.4g})"
 
 
 def _number(value: float) -> str:

@@ -45,7 +45,7 @@ def blocks(text: str, programs: Programs) -> tuple[str, list[Block]]:
                 depth = min(level + 1, 6)  # a page's `##` lies below a section's title
                 inside = _inline(group[1].children or [], programs)
                 found.append(Prose(Markup("<h{0}>{1}</h{0}>").format(depth, inside), depth))
-        else:
+        elif not _is_image(group):
             found.append(Prose(_html(group, programs)))
     return title, found
 
@@ -60,6 +60,12 @@ def _groups(tokens: Sequence[Token]) -> Iterator[list[Token]]:
         if depth == 0:
             yield group
             group = []
+
+
+def _is_image(tokens: Sequence[Token]) -> bool:
+    """Whether it is a picture and nothing more: this page draws what lies beside the other."""
+    inline = [token for token in tokens if token.type == "inline"]
+    return [child.type for token in inline for child in token.children or []] == ["image"]
 
 
 def _table(tokens: Sequence[Token], title: str, programs: Programs) -> Table:
