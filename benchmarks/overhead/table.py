@@ -53,7 +53,7 @@ def latex(kept: Mapping[str, Any]) -> str:
     lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", head + r" \\", r"\midrule"]
     for backend in dict.fromkeys(cell.backend for cell in every):
         found = {cell.operation: cell.ratio("through", "bare") for cell in every if cell.backend == backend}
-        if any(found.values()):
+        if any(found.get(name) for name in columns):
             row = [escape_latex(backend.replace("transformer_lens", "TransformerLens"))]
             lines.append(" & ".join([*row, *(_brief(found.get(name)) for name in columns)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

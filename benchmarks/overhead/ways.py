@@ -6,13 +6,13 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crosslens.adapters import CrosslensError, Inspector, UnsupportedError
 from crosslens.benchmarks.timing import Call
@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 LEAST_EFFECT = 10 * TOLERANCE
 """That an edit must have on what it changes, by the same measure: else one that does nothing would be right."""
 PATIENCE = 6.0
-"""Seconds of samples after which a way has no more of them."""
+"""Seconds of samples after which a way has no more of them, unless told."""
 LIMIT = 20.0
 """Seconds after which a call is broken off, where the system can; it then has no time."""
 
@@ -90,28 +90,25 @@ class Way:
 
 
 class Cell:
-    """One operation on one shape.
+    """Ways of getting one result, `bare` and `native` among them.
 
     Args:
-        shape: its name.
-        samples: wanted of each way.
-        lenses: name of a way -> its inspector.
-        backend: whose library is used directly as well; empty for none.
-        stack: closes what the direct ways leave open.
+        place: what the cell is of, as JSON.
+        ways: name -> way; all are held to what `native` gives.
+        samples: wanted of each.
+        parameters: whatever a call may leave with a gradient.
+        cuda: whether to wait for the device.
+        patience: seconds of samples after which a way has no more of them; but it has two, or one very slow one.
         clock: in seconds.
     """
 
     def __init__(
-        self, shape: str, operation: str, work: Work, samples: int, lenses: Mapping[str, Inspector], backend: str,
-        stack: ExitStack, clock: Callable[[], float] = time.perf_counter,
+        self, place: Mapping[str, Any], ways: dict[str, Way], samples: int,
+        parameters: Sequence[nn.Parameter] = (), *, cuda: bool = False, patience: float = PATIENCE,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        self.shape, self.operation, self.samples, self._clock = shape, operation, samples, clock
-        self._work, each = work, OPERATIONS[operation]
-        self.ways = {"bare": Way(each.bare(work), "bare"), "native": Way(native_call(operation, work), "right")}
-        for name, lens in lenses.items():
-            self.ways[name] = _through(lens, operation, work)
-        if backend:
-            self.ways["directly"] = _directly(backend, operation, work, stack)
+        self.place, self.ways, self.samples = dict(place), ways, samples
+        self._parameters, self._cuda, self._patience, self._clock = parameters, cuda, patience, clock
 
     def judge(self) -> None:
         """Call every way twice, and hold what it gives to what plain hooks give; must go before `sample`.
@@ -124,7 +121,7 @@ class Cell:
         want, bare = self.ways["native"].result, self.ways["bare"].result
         if isinstance(want, Tensor) and want.shape == bare.shape and want.numel():
             effect = difference(bare, want)
-            assert effect >= LEAST_EFFECT, f"{self.operation} changes the result by {effect:.2g}: too little to judge"
+            assert effect >= LEAST_EFFECT, f"{self.place}: what is done changes the result by {effect:.2g}, too little"
         self._hold()
 
     def sample(self, drawn: random.Random) -> None:
@@ -152,11 +149,11 @@ class Cell:
     def kept(self) -> dict[str, Any]:
         """As JSON."""
         ways = {name: way.kept() for name, way in self.ways.items()}
-        return {"shape": self.shape, "operation": self.operation, "ways": ways}
+        return {**self.place, "ways": ways}
 
     def _wanted(self, way: Way) -> bool:
         least = 1 if way.expected_s > PATIENCE / 2 else 2
-        most = min(self.samples, max(least, int(PATIENCE / max(way.expected_s, 1e-9))))
+        most = min(self.samples, max(least, int(self._patience / max(way.expected_s, 1e-9))))
         return len(way.seconds) < most
 
     def _twice(self, way: Way) -> None:
@@ -195,16 +192,31 @@ class Cell:
 
     def _forget_gradients(self) -> None:
         """Some libraries' programs leave gradients on the parameters; a second call would add to them."""
-        for parameter in self._work.parameters:
+        for parameter in self._parameters:
             parameter.grad = None
-
-    @property
-    def _cuda(self) -> bool:
-        return self._work.ids.is_cuda
 
     def _synchronise(self) -> None:
         if self._cuda:
             torch.cuda.synchronize()
+
+
+def cell_of(
+    shape: str, operation: str, work: Work, samples: int, lenses: Mapping[str, Inspector], backend: str,
+    stack: ExitStack,
+) -> Cell:  # fmt: skip
+    """The cell of one operation on one shape.
+
+    Args:
+        lenses: name of a way -> its inspector.
+        backend: whose library is used directly as well.
+        stack: closes what the direct ways leave open.
+    """
+    bare = Way(OPERATIONS[operation].bare(work), "bare")
+    ways = {"bare": bare, "native": Way(native_call(operation, work), "right")}
+    ways |= {name: _through(lens, operation, work) for name, lens in lenses.items()}
+    ways["directly"] = _directly(backend, operation, work, stack)
+    place = {"shape": shape, "operation": operation}
+    return Cell(place, ways, samples, work.parameters, cuda=work.ids.is_cuda)
 
 
 def unlike(got: Any, want: Any) -> str:

@@ -29,7 +29,7 @@ from crosslens.benchmarks.timing import no_garbage_collection, seconds
 from crosslens.tasks import load_model
 
 from .operations import OPERATIONS, forward, prepare
-from .ways import Cell
+from .ways import Cell, cell_of
 
 FEWEST = 2
 """Blocks of each cell, whatever they take."""
@@ -65,9 +65,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         cells = []
         for each in job["shapes"]:
             for operation in each["operations"]:
-                cells.append(
-                    Cell(each["name"], operation, works[each["name"]], each["samples"], lenses, job["backend"], stack)
-                )
+                name, backend = each["name"], job["backend"]
+                cells.append(cell_of(name, operation, works[name], each["samples"], lenses, backend, stack))
                 cells[-1].judge()
         drawn = random.Random(f"{job['backend']} {job['repeat']}")
         with no_garbage_collection():

@@ -1,0 +1,1 @@
+"""How what a backend costs grows: with sites, edits, depth, width, tokens and batch; and with every call."""

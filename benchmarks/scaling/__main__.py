@@ -1,0 +1,93 @@
+"""Measure how costs grow: `python -m crosslens.benchmarks.scaling --out results/scaling.md`."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from crosslens.adapters import BackendNotInstalledError, CrosslensError, backends, load_backend
+from crosslens.benchmarks.drawn import write_svg
+from crosslens.benchmarks.environment import environment, threads
+from crosslens.benchmarks.fresh import check_page, collect, compact
+from crosslens.tasks.parts import replace_file
+
+from .axes import AXES
+from .figure import figure
+from .table import markdown
+
+SECONDS = 900.0
+"""That one process may take."""
+_NEEDED = ("capture.residual", "edit.add", "edit.positions", "family.llama")
+_QUICK = ("sites", "edits", "depth")
+
+
+def able(names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Backends that record and edit; and why the others do not.
+
+    Raises:
+        InputError: there is no such backend.
+    """
+    found, others = [], {}
+    for name in names:
+        try:
+            states = load_backend(name).supports()
+        except BackendNotInstalledError as error:
+            others[name] = str(error)
+            continue
+        lacking = [states[need].reason for need in _NEEDED if not states[need]]
+        if lacking:
+            others[name] = lacking[0]
+        else:
+            found.append(name)
+    return found, others
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="a .md file; what was measured goes beside it as .json")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="of each backend")] = 3,
+    samples: Annotated[int, typer.Option(min=2, help="of each point, in each process")] = 6,
+    calls: Annotated[int, typer.Option(min=0, help="over which memory is read, in the first process")] = 200,
+    seconds: Annotated[float, typer.Option(min=0, help="in one process, after which no more points begin")] = 60.0,
+    quick: Annotated[bool, typer.Option(help="one process, two samples, 40 calls, three points of three axes")] = False,
+) -> None:
+    """How costs grow with sites, edits, depth, width, tokens and batch, and memory with every call."""
+    check_page(out)
+    names, others = able(backend or backends())
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    settings: dict[str, Any] = {
+        "processes": 1 if quick else processes, "samples": 2 if quick else samples, "calls": 40 if quick else calls,
+        "seconds": seconds, "threads": threads(), "left_out": others, "devices": devices,
+        "axes": {name: list(axis.points(quick)) for name, axis in AXES.items() if not quick or name in _QUICK},
+        "gpu": torch.cuda.get_device_name() if len(devices) > 1 else None,
+    }  # fmt: skip
+    jobs: list[dict[str, Any]] = []
+    for repeat in range(settings["processes"]):
+        for name in names:
+            for device in devices:
+                job = {key: settings[key] for key in ("axes", "samples", "seconds", "threads")}
+                read = settings["calls"] if repeat == 0 else 0
+                jobs.append({"backend": name, "repeat": repeat, "device": device, "calls": read, **job})
+    random.Random(0).shuffle(jobs)
+    libraries = [library for name in names if (library := load_backend(name).library)]
+    about = {"environment": environment(libraries), "settings": settings}
+    kept = collect("crosslens.benchmarks.scaling.worker", jobs, about, out, threads=threads(), seconds=SECONDS)
+    kept["processes"].sort(key=lambda each: (names.index(each["job"]["backend"]), each["job"]["repeat"]))
+    if out is None:
+        print(markdown(kept))
+        return
+    replace_file(out.with_suffix(".json"), compact(kept).encode())
+    write_svg(figure(kept), out.with_name("scaling.svg"))
+    replace_file(out, markdown(kept).encode())
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except CrosslensError as error:
+        sys.exit(f"error: {error}")
