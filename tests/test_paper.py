@@ -64,7 +64,8 @@ def test_a_typed_number_is_found(text: str) -> None:
     "text",
     [
         r"\documentclass[10pt,a4paper]{article}", "words % 12 in a comment", r"\cite{a2020,b2021} and \citep[x]{c3}",
-        r"\label{tab:1} \ref{tab:1}", r"\vspace{-3mm}\hspace*{2em}", r"\begin{minipage}[t]{0.6\textwidth}x\end{minipage}",
+        r"\label{tab:1} \ref{tab:1}", r"\vspace{-3mm}\hspace*{2em}", 
+        r"\begin{minipage}[t]{0.6\textwidth}x\end{minipage}",
         r"a\\[2pt] b\\*[-1em] c", "GPT-2 and SmolLM2-135M in float64", "in one\nword", r"\resFoo{} of \resBar models",
         r"\includegraphics[width=0.9\linewidth]{generated/figures/a1}",
         r"\newcommand{\pair}[2]{#1 and #2}",

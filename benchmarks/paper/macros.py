@@ -174,6 +174,7 @@ PARTS: Sequence[tuple[str | None, Callable[[Results], Macros]]] = (
     ("idioms", _of("idioms", use.idioms)),
     ("known_truth", known_truth),
     ("correctness", _of("correctness", others.correctness_macros)),
+    ("overhead", _of("overhead", others.overhead_macros)),
     ("published", _of("published", others.published_macros)),
 )
 """Study -> the macros that are of it; None: of every run."""

@@ -36,7 +36,8 @@ def correctness(kept: Mapping[str, Any]) -> str:
         r"in float64. \emph{Refused}: an error that says why, before the model runs. \emph{Wrong}: wrong, "
         f"silently wrong, or any other error. Each cell was asked once a dtype, on {machine(kept)}."
     )
-    return floating("correctness", caption, latex_of("correctness", kept))
+    body = latex_of("correctness", kept).replace(r"\small\setlength{\tabcolsep}{2.6pt}", "")
+    return floating("correctness", caption, body, size="scriptsize", gap=2)
 
 
 def correctness_macros(kept: Mapping[str, Any]) -> Macros:
@@ -47,7 +48,7 @@ def correctness_macros(kept: Mapping[str, Any]) -> Macros:
     found = list(rows(kept))
     tally = Counter(row.verdict.name for row in found)
     bad = Counter(row.backend for row in found if row.verdict.name in BAD)
-    named = listed(f"{name(each)} {count:,}" for each, count in bad.most_common())
+    named = listed([f"{name(each)} {count:,}" for each, count in bad.most_common(3)] + ["others"] * (len(bad) > 3))
     return {
         "CorrectAnswers": f"{len(found):,}",
         "CorrectBackends": words(len({row.backend for row in found})),
@@ -73,6 +74,7 @@ def published(kept: Mapping[str, Any]) -> str:
 
 def published_macros(kept: Mapping[str, Any]) -> Macros:
     """Of the verdicts."""
+    from ..published.catalogue import CLAIMS
     from ..published.page import rows
 
     every = [row for row in rows(kept) if not row[0].id.startswith("control.")]
@@ -80,9 +82,70 @@ def published_macros(kept: Mapping[str, Any]) -> Macros:
     tally = Counter(row[2].word for row in measured)
     return {
         "PublishedRows": f"{len(measured)}",
-        "PublishedElsewhere": f"{len(every) - len(measured)}",
+        "PublishedElsewhere": words(sum(claim.measure is None for claim in CLAIMS.values())),
         "PublishedSources": words(len({row[0].source.work for row in measured})),
         "PublishedVerdicts": listed(f"{word} {count}" for word, count in tally.most_common()),
+    }
+
+
+def overhead(kept: Mapping[str, Any]) -> str:
+    """Ratios to the bare model, by backend and operation, on the first shape."""
+    from ..overhead.table import control_note
+
+    settings = kept["settings"]
+    shape = settings["shapes"][0]
+    processes = settings["processes"]
+    interval = (
+        f"the geometric mean over {processes} processes of each one's median over blocks; in brackets, in units of the "
+        r"last digits, the wider side of Student's 95\,\% interval over processes"
+        if processes > 1
+        else r"the median over the blocks of one process; in brackets, in units of the last digits, the wider side of "
+        r"its 95\,\% interval, which says nothing of how processes differ"
+    )
+    caption = (
+        r"\textbf{What operations cost} through the Inspector: ratio to the bare model in the same block, "
+        f"{interval}. On {escape_latex(settings['model'])}, {shape['batch']} by {shape['tokens']} tokens, float32, "
+        f"{settings['threads']} thread(s), {machine(kept)}. -- is not done, or wrong, and then has no time. "
+        f"{escape_latex(control_note(kept))}"
+    )
+    return floating("overhead", caption, latex_of("overhead", kept), size="scriptsize", gap=2)
+
+
+def overhead_macros(kept: Mapping[str, Any]) -> Macros:
+    """Of what operations cost; of no backend where none has a time."""
+    from ..overhead.operations import OPERATIONS
+    from ..overhead.reading import cells, controls, together
+
+    settings = kept["settings"]
+    shape = settings["shapes"][0]["name"]
+    every = [each for each in cells(kept) if each.device == "cpu"]
+    residuals = {
+        each.backend: ratio
+        for each in every
+        if each.operation == "capture_residuals" and each.shape == shape
+        if (ratio := each.ratio("through", "bare")) is not None
+    }
+    order = sorted(residuals, key=lambda each: residuals[each].value)
+    shown = {
+        each: f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] ({name(each)})"
+        for each, ratio in residuals.items()
+    }
+    free = [each for each in order if residuals[each].covers(1.0)]
+    by = {each.backend: [one for one in every if one.backend == each.backend] for each in every}
+    priced = {each: [one for one in found if one.ratio("through", "directly")] for each, found in by.items()}
+    prices = {each: together(found, "through", "directly") for each, found in priced.items() if found}
+    values = sorted(price.value for price in prices.values() if price is not None)
+    nulls = controls(kept)
+    return {
+        "OverheadOperations": f"{len(OPERATIONS)}",
+        "OverheadBackends": words(len(by)),
+        "OverheadModel": escape_latex(settings["model"]),
+        "OverheadLeast": shown[order[0]] if order else "nothing",
+        "OverheadMost": shown[order[-1]] if order else "nothing",
+        "OverheadFree": listed(name(each) for each in free) or "none of them",
+        "OverheadPrices": f"{values[0]:.2f} to {values[-1]:.2f}" if values else "an unknown number of",
+        "OverheadNulls": f"{len(nulls)}",
+        "OverheadOff": f"{sum(not each.covers(1.0) for each in nulls.values())}",
     }
 
 

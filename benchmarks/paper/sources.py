@@ -13,7 +13,6 @@ from crosslens.adapters.conformance.outcomes import SHIPPED, load
 
 from ..matrix import Backend
 from ..store import StoredRun, read_facts, read_run
-from ..studies import STUDIES
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,7 @@ def read(folder: Path, outcomes: Path = SHIPPED) -> Results:
         InputError: it holds no run, or a file of it is damaged.
     """
     run = read_run(folder)
-    studies = {}
-    for name, study in STUDIES.items():
-        path = folder / "studies" / f"{name}{study.kept}"
-        if path.exists():
-            studies[name] = _kept(path)
+    studies = {path.stem: _kept(path) for path in sorted((folder / "studies").glob("*.json*"))}
     backends = []
     for path in sorted(outcomes.glob("*.json")):
         found = load(path.stem, outcomes)

@@ -161,6 +161,7 @@ TABLES: Mapping[str, tuple[str | None, Callable[[Results], str | list[str]]]] = 
     "truth": ("known_truth", known_truth),
     "truth_kinds": ("known_truth", known_truth_kinds),
     "correctness": ("correctness", _study("correctness", others.correctness)),
+    "overhead": ("overhead", _study("overhead", others.overhead)),
     "published": ("published", _study("published", others.published)),
 }
 """File -> the study that it is of, and what renders it; several tables come in one file."""
