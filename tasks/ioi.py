@@ -1,14 +1,15 @@
-"""Indirect object identification: which layer and position carry the name that decides the answer?
+"""Indirect object identification: which layer and position, and which heads carry the name that decides the answer?
 
 Two prompts differ in one name: after "When Mary and John went to the store, John gave a drink to" comes Mary; with Mary
 in John's second place comes John. Activation patching puts what the clean prompt has in the residual stream, at one
-layer and position, into the corrupted one, and asks how much of the clean answer comes back.
+layer and position, or in one head, into the corrupted one, and asks how much of the clean answer comes back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from dataclasses import replace as edit_of
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -18,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crosslens.adapters import InputError, Inspector, replace
+from crosslens.adapters import Edit, InputError, Inspector, Run, replace
 
 from . import data
 from .base import Known, Progress, Result, Score, Size, Task
 from .scoring import judged
+from .sweeping import Metric, sweep
 from .workload import architecture_for, bare_forward, site_names
 
-PAIRS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 8})
+PAIRS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 2, "full": 8})
 REFERENCE_BATCH = 32
 
 
@@ -53,6 +55,10 @@ class Pair:
         """Number of positions."""
         return len(self.tokens)
 
+    def cells(self, work: Work) -> list[tuple[int, int]]:
+        """Every (layer, position)."""
+        return [(layer, position) for layer in range(len(work.sites)) for position in range(self.length)]
+
 
 @dataclass(frozen=True)
 class Work:
@@ -61,10 +67,16 @@ class Work:
     Attributes:
         pairs: of prompts.
         sites: names of every block's `resid_post`, in order of execution.
+        heads: names of every block's `attn.z`, and the number of heads of each.
     """
 
     pairs: list[Pair]
     sites: list[str]
+    heads: tuple[list[str], int]
+
+    def head_cells(self) -> list[tuple[int, int]]:
+        """Every (layer, head)."""
+        return [(layer, head) for layer in range(len(self.heads[0])) for head in range(self.heads[1])]
 
 
 class IOI(Task):
@@ -72,16 +84,21 @@ class IOI(Task):
 
     recovered (pair, layer, position): (patched - corrupt) / (clean - corrupt), where each is the logit of the clean
         answer minus that of the corrupted one at the last position: 0, the patch does nothing; 1, it restores all.
+    heads (layer, head): the same of the first pair, for one head patched at every position.
     clean, corrupt (pair,): those logit differences of the prompts themselves.
     scale (pair,): largest logit at the last position of the clean prompt, the measure of rounding.
     """
 
     name: ClassVar[str] = "ioi"
-    question: ClassVar[str] = "At which layer and position is the name that decides the answer?"
+    question: ClassVar[str] = (
+        "At which layer and position is the name that decides the answer, and which heads carry it?"
+    )
     source: ClassVar[str] = "patching: Meng et al. 2022, arXiv:2202.05262; prompts: Wang et al. 2022, arXiv:2211.00593"
     categories: ClassVar[str] = "a clean and a corrupted prompt, which differ in one name"
     data: ClassVar[str] = "ioi-v1, 8 templates and 24 names written for crosslens after Wang et al., CC0-1.0"
-    needs: ClassVar[tuple[str, ...]] = ("capture.residual", "edit.replace", "edit.rows", "edit.positions")
+    needs: ClassVar[tuple[str, ...]] = (
+        "capture.residual", "capture.attention", "edit.replace", "edit.rows", "edit.positions", "edit.heads",
+    )  # fmt: skip
 
     def prepare(self, model: nn.Module, tokenizer: Any, *, size: Size) -> Work:
         """One pair of prompts for each of the first templates, with names that are single tokens where there are such.
@@ -96,22 +113,28 @@ class IOI(Task):
             _pair(tokenizer, key, template, names[2 * i % len(names)], names[(2 * i + 1) % len(names)])
             for i, (key, template) in enumerate(list(prompts.templates.items())[: PAIRS[size]])
         ]
-        return Work(pairs, site_names(architecture, "resid_post"))
+        heads = site_names(architecture, "attn.z"), architecture.sizes["head"]
+        return Work(pairs, site_names(architecture, "resid_post"), heads)
 
     def run(self, lens: Inspector, work: Work, progress: Progress | None = None) -> Result:
-        """One forward a layer: row p of the batch is the corrupted prompt, patched at position p."""
+        """A sweep of every (layer, position) of each pair, and of every head of the first."""
         out = _Figures(work)
+        total = sum(len(pair.cells(work)) for pair in work.pairs) + len(work.head_cells())
+        before = 0
         for i, pair in enumerate(work.pairs):
-            clean = lens.run(pair.clean, capture=work.sites)
+            clean = lens.run(pair.clean, capture=[*work.sites, *(work.heads[0] if i == 0 else [])])
             out.prompts(i, clean.logits, lens.run(pair.corrupt).logits)
-            batch = pair.corrupt.repeat(pair.length, 1)
-            for layer, site in enumerate(work.sites):
-                value = clean[site]
-                edits = [replace(site, value[:, p : p + 1], rows=[p], positions=[p]) for p in range(pair.length)]
-                cells = [(layer, p) for p in range(pair.length)]
-                out.patched(i, cells, lens.run(batch, edits=edits).logits)
+            cells, heads = pair.cells(work), work.head_cells() if i == 0 else []
+            edits = [[_at_position(work, clean, *cell)] for cell in cells]
+            edits += [[_at_head(work, clean, *cell)] for cell in heads]
+
+            def told(done: int, _: int, before: int = before) -> None:
                 if progress:
-                    progress(i * len(work.sites) + layer + 1, len(work.pairs) * len(work.sites))
+                    progress(before + done, total)
+
+            found = sweep(lens, pair.corrupt, edits, out.metric(i), logits_at=[-1], progress=told)
+            out.patched(i, cells, heads, found[:, 0])
+            before += len(edits)
         return out.result
 
     def reference(self, model: nn.Module, work: Work, progress: Progress | None = None) -> Result:
@@ -124,28 +147,33 @@ class IOI(Task):
 
         oracle = Oracle(model)
         out = _Figures(work)
+        here = {i: [(ly, p) for ly, p in pair.cells(work) if p >= pair.changed[0]] for i, pair in enumerate(work.pairs)}
+        total, before = sum(map(len, here.values())) + len(work.head_cells()), 0
         for i, pair in enumerate(work.pairs):
             clean = oracle.run(pair.clean)
             out.prompts(i, clean.logits, oracle.run(pair.corrupt).logits)
-            here = range(pair.changed[0], pair.length)
-            cells = [(layer, position) for layer in range(len(work.sites)) for position in here]
-            for start in range(0, len(cells), REFERENCE_BATCH):
-                part = cells[start : start + REFERENCE_BATCH]
-                edits = [
-                    replace(site, clean.sites[site][:, p : p + 1], rows=[row], positions=[p])
-                    for row, (site, p) in enumerate((work.sites[layer], p) for layer, p in part)
-                ]
-                logits = oracle.run(pair.corrupt.repeat(len(part), 1), edits=edits).logits
-                out.patched(i, part, logits)
+            cells, heads = here[i], work.head_cells() if i == 0 else []
+            edits = [_at_position(work, clean.sites, *cell) for cell in cells]
+            edits += [_at_head(work, clean.sites, *cell) for cell in heads]
+            found = []
+            for start in range(0, len(edits), REFERENCE_BATCH):
+                part = [edit_of(edit, rows=[row]) for row, edit in enumerate(edits[start : start + REFERENCE_BATCH])]
+                logits = oracle.run(pair.corrupt.repeat(len(part), 1), edits=part).logits
+                found.append(out.metric(i)(logits))
                 if progress:
-                    progress(i * len(cells) + start + len(part), len(work.pairs) * len(cells))
+                    progress(before + start + len(part), total)
+            out.patched(i, cells, heads, torch.cat(found))
+            before += len(edits)
         return out.result
 
     def score(self, result: Result, reference: Result, work: Work, dtype: str) -> Score:
         """Errors and noise are those of logit differences, relative to the largest logit of the pair."""
         gap = np.abs(reference["clean"] - reference["corrupt"])
         scale = reference["scale"]
-        scales = {"recovered": (scale / gap)[:, None, None], "clean": scale, "corrupt": scale}
+        scales = {
+            "recovered": (scale / gap)[:, None, None], "heads": np.array(scale[0] / gap[0]),
+            "clean": scale, "corrupt": scale,
+        }  # fmt: skip
         return judged(result, reference, scales, dtype, ranking="recovered", effect=float((gap / scale).min()))
 
     def known(self, reference: Result, work: Work) -> Known:
@@ -190,9 +218,11 @@ class IOI(Task):
         pair = work.pairs[0]
         name = f"the changed name ({pair.tokens[pair.changed[0]]!r}, position {pair.changed[0]} of {pair.length})"
         later = np.flatnonzero(at_end > at_name)
+        layer, head = np.unravel_index(np.argmax(result["heads"]), result["heads"].shape)
+        one = f"; of {result['heads'].size} heads, {layer}.{head} alone brings back {result['heads'].max():.2f} of it"
         if not len(later):
-            return f"the answer stays at {name} through all {len(at_end)} layers"
-        return f"the answer moves from {name} to the last position around layer {later[0]} of {len(at_end)}"
+            return f"the answer stays at {name} through all {len(at_end)} layers{one}"
+        return f"the answer moves from {name} to the last position around layer {later[0]} of {len(at_end)}{one}"
 
 
 def curves(result: Result, work: Work) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -213,27 +243,40 @@ class _Figures:
         pairs = work.pairs
         self._work = work
         self.result = {name: np.full(len(pairs), np.nan) for name in ("clean", "corrupt", "scale")}
+        self.result["heads"] = np.zeros((len(work.heads[0]), work.heads[1]))
         self.result["recovered"] = np.full((len(pairs), len(work.sites), max(p.length for p in pairs)), np.nan)
         for i, pair in enumerate(pairs):
             self.result["recovered"][i, :, : pair.length] = 0.0  # what a patch that changes nothing recovers
 
     def prompts(self, i: int, clean: Tensor, corrupt: Tensor) -> None:
         """Logits (1, pos, d_vocab) of both prompts of pair i."""
-        self.result["clean"][i] = self._difference(i, clean)[0]
-        self.result["corrupt"][i] = self._difference(i, corrupt)[0]
+        metric = self.metric(i)
+        self.result["clean"][i], self.result["corrupt"][i] = float(metric(clean)), float(metric(corrupt))
         self.result["scale"][i] = float(clean[0, -1].abs().max())
 
-    def patched(self, i: int, cells: list[tuple[int, int]], logits: Tensor) -> None:
-        """Logits (cell, pos, d_vocab) of pair i, each row patched at one (layer, position)."""
-        clean, corrupt = self.result["clean"][i], self.result["corrupt"][i]
-        layers, positions = np.array(cells).T
-        recovered = (self._difference(i, logits) - corrupt) / (clean - corrupt)
-        self.result["recovered"][i, layers, positions] = recovered
-
-    def _difference(self, i: int, logits: Tensor) -> NDArray[np.float64]:
+    def metric(self, i: int) -> Metric:
+        """The logit of pair i's clean answer minus that of the corrupted one at the last position."""
         right, wrong = self._work.pairs[i].answers
-        last = logits[:, -1].double()
-        return (last[:, right] - last[:, wrong]).cpu().numpy()
+        return lambda logits: logits[:, -1, right].double() - logits[:, -1, wrong].double()
+
+    def patched(self, i: int, cells: list[tuple[int, int]], heads: list[tuple[int, int]], values: Tensor) -> None:
+        """Metrics of pair i, patched at each (layer, position), then at each (layer, head)."""
+        clean, corrupt = self.result["clean"][i], self.result["corrupt"][i]
+        recovered = (values.cpu().numpy() - corrupt) / (clean - corrupt)
+        layers, positions = np.array(cells).T
+        self.result["recovered"][i, layers, positions] = recovered[: len(cells)]
+        if heads:
+            self.result["heads"][tuple(np.array(heads).T)] = recovered[len(cells) :]
+
+
+def _at_position(work: Work, clean: Mapping[str, Tensor] | Run, layer: int, position: int) -> Edit:
+    site = work.sites[layer]
+    return replace(site, clean[site][:, position : position + 1], positions=[position])
+
+
+def _at_head(work: Work, clean: Mapping[str, Tensor] | Run, layer: int, head: int) -> Edit:
+    site = work.heads[0][layer]
+    return replace(site, clean[site][:, :, head : head + 1], heads=[head])
 
 
 def _alike(tokenizer: Any, names: tuple[str, ...]) -> list[str]:

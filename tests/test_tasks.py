@@ -109,7 +109,7 @@ def test_a_wrong_figure_anywhere_is_not_right(llama: tuple[nn.Module, Any], name
     task = load_task(name)
     work = task.prepare(model, tokenizer, size="smoke")
     right = task.reference(model, work)
-    for key in ("recovered", "clean", "corrupt") if name == "ioi" else ("kpis",):
+    for key in ("recovered", "heads", "clean", "corrupt") if name == "ioi" else ("kpis",):
         broken = copy.deepcopy(dict(right))
         flat = broken[key].reshape(-1)
         at = np.flatnonzero(np.isfinite(flat) & (flat != 0))[-1]
@@ -207,7 +207,7 @@ def test_pairs_differ_in_one_token_where_names_are_tokens(llama: tuple[nn.Module
     work = load_task("ioi").prepare(llama[0], tokenizer, size="full")
     assert [len(load_task("ioi").prepare(llama[0], tokenizer, size=size).pairs) for size in ("smoke", "default")] == [
         1,
-        3,
+        2,
     ]
     assert len(work.pairs) == 8
     assert work.sites == [f"blocks.{layer}.resid_post" for layer in range(3)]
@@ -258,6 +258,8 @@ def test_the_map_of_what_is_recovered(family: str) -> None:
         assert recovered[-1, -1] == pytest.approx(1, abs=1e-9)
         # the changed name has not left its positions before the first block's attention
         assert np.abs(recovered[:-1, pair.changed]).max() > 0.01
+        assert result["heads"].shape == (3, 4)
+        assert np.abs(result["heads"]).min() > 1e-9
         with torch.no_grad():
             for key in ("clean", "corrupt"):
                 logits = model(getattr(pair, key)).logits[0, -1]
@@ -420,7 +422,7 @@ def test_ioi_finds_what_is_known(smollm2: tuple[nn.Module, Any]) -> None:
     task = IOI()
     work = task.prepare(model, tokenizer, size="smoke")
     early, late = work.sites[:11:5], work.sites[25::2]
-    work = dataclasses.replace(work, sites=early + late)
+    work = dataclasses.replace(work, sites=early + late, heads=(work.heads[0][23:26:2], work.heads[1]))
     assert [len(pair.changed) for pair in task.prepare(model, tokenizer, size="full").pairs] == [1] * 8
     result = outcome(task, model, work)
     assert result["clean"][0] > 3  # Mary, clearly
