@@ -32,8 +32,8 @@ def main(
 ) -> None:
     """Published figures about interpretability libraries: claimed, measured here, and why they differ."""
     if show is not None:
-        kept = _read(show)
-        print(latex(kept) if tex else markdown(kept), end="")
+        shown = _read(show)
+        print(latex(shown) if tex else markdown(shown), end="")
         return
     if tex:
         raise InputError("--latex goes with --show PAGE.json: it renders what was measured")

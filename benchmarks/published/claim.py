@@ -194,7 +194,7 @@ def _direction(claim: Claim, estimate: Estimate) -> str:
         return ""
     if estimate.covers(1.0):
         return "; here it cannot be told from 1"
-    same = (estimate.value > 1) == (claim.figure > 1)  # type: ignore[operator]
+    same = (estimate.value > 1) == (claim.figure > 1)
     return "; on the same side of 1" if same else "; on the other side of 1"
 
 

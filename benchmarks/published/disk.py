@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -37,7 +38,7 @@ def _bytes(found: Distribution) -> int:
     total = 0
     for file in found.files or ():
         try:
-            total += int(file.size) if file.size is not None else file.locate().stat().st_size  # type: ignore[union-attr]
+            total += file.size if file.size is not None else Path(str(file.locate())).stat().st_size
         except OSError:
             continue  # listed and not there, such as a compiled file
     return total

@@ -38,7 +38,7 @@ def _traced(scale: Scale, saves: int) -> Kept:
     from nnsight import NNsight
 
     model = mlp(_LAYERS, 4 if scale.tiny else _WIDTH, scale.seed)
-    x = torch.randn(1, model.layers[0].in_features)
+    x = torch.randn(1, model.width)
     wrapped = NNsight(shadow(model))
     envoys = list(wrapped.layers)[:saves]
 

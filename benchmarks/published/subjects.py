@@ -42,6 +42,7 @@ class MLP(nn.Module):
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
+        self.height, self.width = height, width
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(height)])
         self.activation = nn.ReLU()
 

@@ -100,10 +100,8 @@ def tdhook_intervenes(model: MLP, x: Tensor, times: int) -> tuple[Tensor, Tensor
     from tdhook.session import HookSession
     from tdhook.targets import Target
 
-    last = len(model.layers) - 2
-    first, target = (
-        Target(f"layers.{n}", "activation", -1, tuple(range(model.layers[n].out_features))) for n in (0, last)
-    )
+    units = tuple(range(model.width))
+    first, target = (Target(f"layers.{n}", "activation", -1, units) for n in (0, model.height - 2))
     with HookSession(model) as session:
         state = session.capture(first, detach=False)
         session.replace(target, state)
