@@ -175,6 +175,7 @@ PARTS: Sequence[tuple[str | None, Callable[[Results], Macros]]] = (
     ("known_truth", known_truth),
     ("correctness", _of("correctness", others.correctness_macros)),
     ("overhead", _of("overhead", others.overhead_macros)),
+    ("scaling", _of("scaling", others.scaling_macros)),
     ("published", _of("published", others.published_macros)),
 )
 """Study -> the macros that are of it; None: of every run."""

@@ -105,8 +105,8 @@ def overhead(kept: Mapping[str, Any]) -> str:
     caption = (
         r"\textbf{What operations cost} through the Inspector: ratio to the bare model in the same block, "
         f"{interval}. On {escape_latex(settings['model'])}, {shape['batch']} by {shape['tokens']} tokens, float32, "
-        f"{settings['threads']} thread(s), {machine(kept)}. -- is not done, or wrong, and then has no time. "
-        f"{escape_latex(control_note(kept))}"
+        f"{_counted(settings['threads'], 'thread', 's')}, {machine(kept)}. -- is not done, or wrong, and then has no "
+        f"time. {escape_latex(control_note(kept))}"
     )
     return floating("overhead", caption, latex_of("overhead", kept), size="scriptsize", gap=2)
 
@@ -147,6 +147,53 @@ def overhead_macros(kept: Mapping[str, Any]) -> Macros:
         "OverheadNulls": f"{len(nulls)}",
         "OverheadOff": f"{sum(not each.covers(1.0) for each in nulls.values())}",
     }
+
+
+def scaling(kept: Mapping[str, Any]) -> str:
+    """Fixed and marginal costs, by backend."""
+    settings = kept["settings"]
+    several = settings["processes"] > 1
+    spread = "Student's over processes" if several else "the bootstrap's over the samples of its one process"
+    caption = (
+        r"\textbf{How costs grow.} Milliseconds beyond the bare forward that a call through the Inspector takes "
+        "whatever its size, and what each further recorded site, block and edit adds: lines fitted (Theil--Sen) to "
+        f"{settings['samples']} samples a point in {_counted(settings['processes'], 'process', 'es')}, with the wider "
+        rf"half of their 95\,\% intervals, which are {spread}. Seeded llamas made for it, float32, "
+        f"{_counted(settings['threads'], 'thread', 's')}, {machine(kept)}."
+    )
+    return floating("scaling", caption, latex_of("scaling", kept), size="scriptsize", gap=2)
+
+
+def scaling_macros(kept: Mapping[str, Any]) -> Macros:
+    """Of how costs grow with sites, and memory with calls."""
+    from ..scaling.reading import backends, grown, line
+
+    lines = {each: found for each in backends(kept) if (found := line(kept, each, "sites")) is not None}
+    growing = {}
+    for each in backends(kept):
+        found = [grown(kept, each, what) for what in ("bytes", "objects")]
+        growing[each] = any(one is not None and one.low > 0 for one in found)
+    fixed = {each: found.fixed.value for each, found in lines.items()}
+    site = {each: 1e3 * found.marginal.value for each, found in lines.items()}
+    return {
+        "ScalingBackends": words(len(growing)),
+        "ScalingFixed": _extremes(fixed),
+        "ScalingSite": _extremes(site),
+        "ScalingCalls": f"{kept['settings']['calls']}",
+        "ScalingGrows": listed(name(each) for each, grows in growing.items() if grows) or "no backend",
+    }
+
+
+def _counted(number: int, what: str, more: str) -> str:
+    return f"{words(number)} {what}{'' if number == 1 else more}"
+
+
+def _extremes(values: Mapping[str, float]) -> str:
+    """Such as `0.12 (plain hooks) to 31 (TorchLens)`."""
+    if not values:
+        return "an unknown number of"
+    least, most = min(values, key=lambda each: values[each]), max(values, key=lambda each: values[each])
+    return f"{values[least]:.3g} ({name(least)}) to {values[most]:.3g} ({name(most)})"
 
 
 def latex_of(study: str, kept: Any) -> str:

@@ -162,6 +162,7 @@ TABLES: Mapping[str, tuple[str | None, Callable[[Results], str | list[str]]]] = 
     "truth_kinds": ("known_truth", known_truth_kinds),
     "correctness": ("correctness", _study("correctness", others.correctness)),
     "overhead": ("overhead", _study("overhead", others.overhead)),
+    "scaling": ("scaling", _study("scaling", others.scaling)),
     "published": ("published", _study("published", others.published)),
 }
 """File -> the study that it is of, and what renders it; several tables come in one file."""
