@@ -56,7 +56,11 @@ class Timing:
 
 
 def time_blocks(
-    calls: Mapping[str, Call], sampling: Sampling, *, seed: int, progress: Callable[[int, int], None] | None = None
+    calls: Mapping[str, Call],
+    sampling: Sampling,
+    *,
+    seed: int | str,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Timing:
     """Time every call once in each block, in an order drawn anew for each.
 

@@ -213,7 +213,8 @@ def _time(job: dict[str, Any], report: Report, calls: Mapping[str, Call]) -> Non
     if not _is_timed(job):
         return
     progress = report.stage("timing")
-    timing = time_blocks(calls, Sampling(**job["sampling"]), seed=job["seed"], progress=progress)
+    # of each process its own, so that no order is in all of them
+    timing = time_blocks(calls, Sampling(**job["sampling"]), seed=f"{job['seed']} {job['id']}", progress=progress)
     report.cell["timing"] = {"blocks": len(timing.blocks), "calls": timing.calls, "warmups": timing.warmups}
     report.samples = [
         {"order": ",".join(block), **{f"{name}_s": value for name, value in block.items()}} for block in timing.blocks

@@ -74,6 +74,16 @@ def test_two_inspectors_are_open_while_blocks_are_timed(tmp_path: Path, monkeypa
     assert all(sample["hooks_s"] > 0 for sample in report.samples)
 
 
+def test_the_order_of_blocks_is_drawn_for_each_process(tmp_path: Path) -> None:
+    orders = []
+    for number, cell in enumerate(("x.hooks.1", "x.hooks.2", "x.hooks.1")):
+        (tmp_path / str(number)).mkdir()
+        report = in_this_process(Right, tmp_path / str(number), id=cell)
+        orders.append([sample["order"] for sample in report.samples])
+    assert orders[0] == orders[2], "the seed of the run and the cell decide"
+    assert orders[0] != orders[1]
+
+
 def test_the_second_name_of_a_backend_runs_that_backend(tmp_path: Path) -> None:
     report = in_this_process(Right, tmp_path, backend="hooks (A/A)")
     assert report.cell["status"] == "right"
