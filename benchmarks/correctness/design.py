@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cache
@@ -95,18 +94,15 @@ class Cell:
         Raises:
             InputError: there is no such cell.
         """
-        if name not in _by_id():
-            near = difflib.get_close_matches(name, _by_id(), n=2) or [possible()[0].id]
-            raise InputError(
-                f"there is no cell {name!r}, FAMILY/SITE/OPERATION/WHERE/ATTENTION/PADDING/BATCH; nearest: "
-                f"{', '.join(map(repr, near))}"
-            )
-        return _by_id()[name]
-
-
-@cache
-def _by_id() -> dict[str, Cell]:
-    return {cell.id: cell for cell in possible()}
+        left, parts, names = list(possible()), name.split("/"), [field.name for field in fields(cls)]
+        if len(parts) != len(names):
+            raise InputError(f"a cell is {'/'.join(names)}, such as {left[0].id!r}, not {name!r}")
+        for field, part in zip(names, parts, strict=True):
+            known = list(dict.fromkeys(str(getattr(cell, field)) for cell in left))
+            if part not in known:
+                raise InputError(f"there is no cell {name!r}: its {field} must be {' or '.join(known)}, not {part!r}")
+            left = [cell for cell in left if str(getattr(cell, field)) == part]
+        return left[0]
 
 
 @cache

@@ -19,7 +19,7 @@ from crosslens.adapters import Edit, apply, replace, zero
 from crosslens.adapters.attribution import measure
 from crosslens.adapters.conformance.oracle import Oracle
 
-from .design import EDITS
+from .design import EDITS, WHOLE_INPUT
 from .scene import NEW, STEPS, TARGET, TOKENS, Outputs, Scene, dtype_of, model_of
 
 LAYERS = 3
@@ -32,13 +32,15 @@ class RoundedOracle(Oracle):
     Args:
         model, attn_implementation, islands: as of `Oracle`.
         dtype: None leaves the oracle as it is.
+        draw: 0 rounds to nearest; another number perturbs by up to one rounding, at random from this seed.
     """
 
     def __init__(
-        self, model: Any, attn_implementation: str, islands: Literal["hf"] | None, dtype: torch.dtype | None
+        self, model: Any, attn_implementation: str, islands: Literal["hf"] | None, dtype: torch.dtype | None, draw: int
     ) -> None:
         super().__init__(model, attn_implementation=attn_implementation, islands=islands)
         self.dtype, plain = dtype, self._forward
+        self._random = torch.Generator().manual_seed(draw) if draw else None
 
         def rounded(decoder: Any, tokens: Tensor, positions: Tensor, visible: Tensor, site: Any) -> Tensor:
             return plain(decoder, tokens, positions, visible, lambda name, x: site(name, self.round(x)))
@@ -48,16 +50,21 @@ class RoundedOracle(Oracle):
 
     def round(self, x: Tensor) -> Tensor:
         """To the dtype and back; differentiable."""
-        return x if self.dtype is None else x.to(self.dtype).to(x.dtype)
+        if self.dtype is None:
+            return x
+        if self._random is None:
+            return x.to(self.dtype).to(x.dtype)
+        part = torch.rand(x.shape, generator=self._random, dtype=x.dtype) * 2 - 1
+        return x * (1 + torch.finfo(self.dtype).eps / 2 * part)
 
 
 @cache
-def oracle_of(family: str, arithmetic: str, rounded: str | None = None) -> RoundedOracle:
+def oracle_of(family: str, arithmetic: str, rounded: str | None = None, draw: int = 0) -> RoundedOracle:
     """The oracle of a family's tiny model, in one kind of arithmetic."""
     model, _ = model_of(family, "float64", "eager")
     whole = arithmetic == THROUGHOUT
     dtype = None if rounded is None else dtype_of(rounded)
-    return RoundedOracle(model, "eager" if whole else arithmetic, None if whole else "hf", dtype)
+    return RoundedOracle(model, "eager" if whole else arithmetic, None if whole else "hf", dtype, draw)
 
 
 def drawn(scene: Scene) -> Tensor | None:
@@ -107,64 +114,66 @@ def _here(scene: Scene) -> Tensor:
     return scene.mask & (torch.arange(TOKENS) <= _last(scene)[:, None])
 
 
-def _value(scene: Scene, logits: Tensor) -> Tensor:
+def _value(scene: Scene, oracle: RoundedOracle, logits: Tensor) -> Tensor:
     rows = torch.arange(scene.cell.batch)
     token, minus = (torch.full((scene.cell.batch,), TARGET[name]) for name in ("token", "minus"))
-    return measure(logits[rows, _last(scene)], token, minus, "logit")
+    return oracle.round(measure(logits[rows, _last(scene)], token, minus, "logit"))
 
 
-def _slope(scene: Scene, oracle: Oracle, site: str, edits: Sequence[Edit] = ()) -> Tensor:
-    found = oracle.gradients(scene.ids, [site], lambda logits: _value(scene, logits), scene.mask, edits)
+def _slope(scene: Scene, oracle: RoundedOracle, site: str, edits: Sequence[Edit] = ()) -> Tensor:
+    found = oracle.gradients(scene.ids, [site], lambda logits: _value(scene, oracle, logits), scene.mask, edits)
     return found[site]
 
 
-def _at(scene: Scene, oracle: Oracle, embeds: Tensor) -> Tensor:
-    return _value(scene, oracle.run(scene.ids, scene.mask, [replace("embed", embeds)]).logits)
+def _at(scene: Scene, oracle: RoundedOracle, embeds: Tensor) -> Tensor:
+    return _value(scene, oracle, oracle.run(scene.ids, scene.mask, [replace("embed", embeds)]).logits)
 
 
-def _scored(scene: Scene, units: Tensor, mean: bool = False) -> Outputs:
+def _scored(scene: Scene, oracle: RoundedOracle, units: Tensor, mean: bool = False) -> Outputs:
     """Units and scores, 0 at tokens that have no say."""
     here = _here(scene)
-    units = units * here[(...,) + (None,) * (units.ndim - 2)]
+    units = oracle.round(units * here[(...,) + (None,) * (units.ndim - 2)])
     flat = units.flatten(2)
-    return {"units": units, "scores": flat.mean(-1) if mean else flat.sum(-1)}
+    return {"units": units, "scores": oracle.round(flat.mean(-1) if mean else flat.sum(-1))}
 
 
-def _saliency(scene: Scene, oracle: Oracle) -> Outputs:
-    return _scored(scene, _slope(scene, oracle, "embed").abs())
+def _saliency(scene: Scene, oracle: RoundedOracle) -> Outputs:
+    return _scored(scene, oracle, _slope(scene, oracle, "embed").abs())
 
 
-def _times_gradient(scene: Scene, oracle: Oracle) -> Outputs:
-    site = scene.canonical if scene.cell.site != "input" else "embed"
+def _times_gradient(scene: Scene, oracle: RoundedOracle) -> Outputs:
+    site = scene.canonical if scene.cell.site != WHOLE_INPUT else "embed"
     values = oracle.run(scene.ids, scene.mask).sites[site]
-    return _scored(scene, values * _slope(scene, oracle, site))
+    return _scored(scene, oracle, values * _slope(scene, oracle, site))
 
 
-def _integrated(scene: Scene, oracle: Oracle) -> Outputs:
+def _integrated(scene: Scene, oracle: RoundedOracle) -> Outputs:
     embeds = oracle.run(scene.ids, scene.mask).sites["embed"]
     mean = torch.zeros_like(embeds)
     for node, weight in zip(*np.polynomial.legendre.leggauss(STEPS), strict=True):
-        mean += weight / 2 * _slope(scene, oracle, "embed", [replace("embed", (1 + node) / 2 * embeds)])
-    return _scored(scene, embeds * mean)
+        point = oracle.round((1 + node) / 2 * embeds)
+        mean = oracle.round(mean + oracle.round(weight / 2 * _slope(scene, oracle, "embed", [replace("embed", point)])))
+    return _scored(scene, oracle, embeds * mean)
 
 
-def _occlusion(scene: Scene, oracle: Oracle) -> Outputs:
+def _occlusion(scene: Scene, oracle: RoundedOracle) -> Outputs:
     run = oracle.run(scene.ids, scene.mask)
     scores = torch.zeros(scene.ids.shape, dtype=torch.float64)
     for column in range(TOKENS):
         embeds = run.sites["embed"].clone()
         embeds[:, column] = 0
-        scores[:, column] = _value(scene, run.logits) - _at(scene, oracle, embeds)
-    return {"scores": scores * _here(scene)}
+        scores[:, column] = _value(scene, oracle, run.logits) - _at(scene, oracle, embeds)
+    return {"scores": oracle.round(scores * _here(scene))}
 
 
-def _attention(scene: Scene, oracle: Oracle) -> Outputs:
+def _attention(scene: Scene, oracle: RoundedOracle) -> Outputs:
     sites, rows = oracle.run(scene.ids, scene.mask).sites, torch.arange(scene.cell.batch)
     patterns = [sites[f"blocks.{layer}.attn.pattern"][rows, :, _last(scene)] for layer in range(LAYERS)]
-    return _scored(scene, torch.stack(patterns, 1).permute(0, 3, 1, 2), mean=True)  # row, key, layer, head
+    units = torch.stack(patterns, 1).permute(0, 3, 1, 2)  # row, key, layer, head
+    return _scored(scene, oracle, units, mean=True)
 
 
-def _value_zeroing(scene: Scene, oracle: Oracle) -> Outputs:
+def _value_zeroing(scene: Scene, oracle: RoundedOracle) -> Outputs:
     last, units = _last(scene), torch.zeros(*scene.ids.shape, LAYERS, dtype=torch.float64)
     clean, columns = oracle.run(scene.ids, scene.mask).sites, torch.arange(TOKENS)
     for position in range(TOKENS):
@@ -177,9 +186,9 @@ def _value_zeroing(scene: Scene, oracle: Oracle) -> Outputs:
             edit = zero(f"blocks.{layer}.attn.v", positions=[position])
             without = oracle.run(scene.ids[rows], scene.mask[rows], [edit]).sites[after]
             pair = clean[after][rows, last[rows]], without[range(len(rows)), last[rows]]
-            change = 1 - torch.cosine_similarity(*pair, dim=-1)
+            change = oracle.round(1 - oracle.round(torch.cosine_similarity(*pair, dim=-1)))
             units[rows, here, layer] = change.where(change >= 1e-5, 0.0)
-    return _scored(scene, units / units.sum(1, keepdim=True), mean=True)
+    return _scored(scene, oracle, units / units.sum(1, keepdim=True), mean=True)
 
 
 _METHODS: dict[str, Callable[[Scene, RoundedOracle], Outputs]] = {

@@ -178,7 +178,8 @@ class Scene:
             shape[1] = 1  # one value for every position, unless some are named
         for name, chosen in self.selection.items():
             shape[axis[name]] = len(chosen)
-        value = torch.randn(shape, generator=_generator(3), dtype=torch.float64) * 2 * whole.square().mean().sqrt()
+        size = 2 * (whole if pattern else whole[self.mask]).square().mean().sqrt()
+        value = torch.randn(shape, generator=_generator(3), dtype=torch.float64) * size
         if pattern and "units" not in self.selection:  # no weight on padding
             value = value * self.mask[self.selection.get("rows", slice(None))][:, None, None]
         return short(value)

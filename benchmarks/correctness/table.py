@@ -18,6 +18,16 @@ from .oracle import THROUGHOUT
 LISTED = 100
 """Bad answers that the page lists; the JSON has all."""
 
+_CAUSES = {
+    "attribute:integrated_gradients": (
+        "captum multiplies the gradient at each node by a step size that it rounds to float32, whatever the model's "
+        "dtype (`torch.tensor(step_sizes).float()` in `IntegratedGradients._attribute`, captum 0.9.0); inseq and "
+        "tdhook attribute through it. In float32 and bfloat16 that is noise; in float64 half of the digits are lost, "
+        "and nothing says so."
+    ),
+}
+"""Operation -> what was found to be behind it."""
+
 _LETTERS: dict[Class, str] = {
     "exact": "=", "noise": "~", "refused": "r", "wrong": "W", "silently wrong": "S", "error": "E",
 }  # fmt: skip
@@ -43,9 +53,10 @@ _CLASSES = f"""An answer is
 - **refused** (`r`): an `UnsupportedError` that says why; **error** (`E`): any other exception, or the process died.
 
 What rounding explains is measured in each cell: the reference's own forward with every site rounded to the dtype (of
-families without an oracle: the model's own forward in the dtype), times {MARGIN["float64"]:g} in float64 and float32
-and {MARGIN["bfloat16"]:g} in bfloat16 for the operations between sites. Errors are largest differences at real tokens
-over the largest magnitude there. A cosine does not see a wrong scale; the least-squares factor beside it does."""
+families without an oracle: the model's own forward in the dtype), times {MARGIN["float64"]:g} in float64,
+{MARGIN["float32"]:g} in float32 and {MARGIN["bfloat16"]:g} in bfloat16 for the operations between sites. Errors are
+largest differences at real tokens over the largest magnitude there. A cosine does not see a wrong scale; the
+least-squares factor beside it does."""
 
 
 def markdown(kept: Mapping[str, Any]) -> str:
@@ -229,6 +240,9 @@ def _bad(found: Sequence[Row]) -> Iterator[str]:
         what = row.verdict.why.replace("\n", " ")
         table.append([f"`{row.backend}`", f"`{row.cell.id}`", row.dtype, row.verdict.name, *figures, what])
     yield _grid(table)
+    for operation, cause in _CAUSES.items():
+        if any(row.cell.operation == operation and row.dtype == "float64" for row in bad):
+            yield f"`{operation}`: {cause}"
     if len(bad) > LISTED:
         yield f"And {len(bad) - LISTED} more, in the JSON."
 
