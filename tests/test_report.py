@@ -526,7 +526,7 @@ def test_the_worst_answer_of_a_site_is_what_the_map_shows(tmp_path: Path) -> Non
     assert (sites, operations) == (["embed", "attn.z"], ["capture"]), "in the order of a forward"
     assert found["hooks", "all", "attn.z", "capture"].state == "good"
     worst = found["pyvene", "all", "attn.z", "capture"]
-    assert (worst.state, worst.shown, worst.details["answers"]) == ("bad", "silent 1", "1 silently wrong, 1 noise")
+    assert (worst.state, worst.shown, worst.details["answers"]) == ("bad", "silent 1/2", "1 silently wrong, 1 noise")
     assert found["pyvene", "float64", "attn.z", "capture"].state == "good"
     assert found["pyvene", "all", "embed", "capture"].state == "none"
     details = found["pyvene", "float32", "attn.z", "capture"].details[f"{one.id}, float32"]
@@ -575,3 +575,24 @@ def test_published_ratios_stand_beside_those_measured(tmp_path: Path) -> None:
     assert f"{claim.figure:.4g}<" in panel
     assert f"{2 * claim.figure:.4g} (" in panel
     assert positions(panel, "mark") > positions(panel, "other")
+
+
+def test_scaling_is_drawn_on_logarithmic_axes_without_what_is_not_above_zero(tmp_path: Path) -> None:
+    def point(x: int, over: float) -> dict[str, Any]:
+        ways = {"bare": {"status": "bare", "s": [1.0] * 6}, "through": {"status": "right", "s": [1.0 + over] * 6}}
+        return {"axis": "sites", "x": x, "ways": ways}
+
+    over = {"hooks": {1: 0.001, 10: 0.01, 100: 0.1}, "pyvene": {1: -0.001, 10: 0.02, 100: 0.02}}
+    kept = {"settings": {"axes": {"sites": [1, 10, 100]}}, "processes": [
+        {"job": {"backend": name, "device": "cpu"}, "found": {"points": [point(x, y) for x, y in costs.items()]}}
+        for name, costs in over.items()
+    ]}  # fmt: skip
+    (figures,) = drawn("scaling", json.dumps(kept), tmp_path)
+    assert dict(figures.legend) == {"0": "hooks", "1": "pyvene"}
+    (panel,) = figures.panels[""]
+    (hooks, pyvene) = re.findall(r'class="curve" d="M([^"]+)"', panel)
+    points = [[float(v) for v in each.split()] for each in hooks.split("L")]
+    assert len(points) == 3
+    assert len(pyvene.split("L")) == 2, "a cost below 0 is left out"
+    for axis in (0, 1):
+        assert points[1][axis] == pytest.approx((points[0][axis] + points[2][axis]) / 2, abs=0.2), "a straight line"

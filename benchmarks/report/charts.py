@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
+
+from crosslens.benchmarks.estimate import Estimate
 
 from .blocks import element
 
@@ -37,6 +40,14 @@ class Interval:
     instead: str = ""
     reference: bool = False
     other: tuple[float, float | None, float | None] | None = None
+
+    @classmethod
+    def of(cls, label: str, found: Estimate | None, other: Estimate | None = None, **more: Any) -> Interval:
+        """Of an estimate, and of a second one."""
+        beside = None if other is None else (other.value, other.low, other.high)
+        if found is None:
+            return cls(label, None, other=beside, **more)
+        return cls(label, found.value, found.low, found.high, other=beside, **more)
 
     @property
     def figures(self) -> list[float]:

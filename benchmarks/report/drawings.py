@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def _correctness(path: Path, programs: Programs) -> list[Block]:
         "good": "exact, or noise that is gone in float64",
         "fair": "an error",
         "poor": "wrong, and it shows",
-        "bad": "silently wrong; the number counts bad answers",
+        "bad": "silently wrong; the figures are bad answers of all",
         "none": "refused, with a reason",
     }
     maps = []
@@ -76,7 +77,8 @@ def _worst(at: tuple[str, ...], found: list[Any], most: int | None, programs: Pr
     again = f"python -m crosslens.benchmarks.correctness --backend {found[0].backend} --only {found[0].cell.id}"
     key = programs.add(f"again: {', '.join(at)}", again)
     bad = sum(kinds[name] for name in ("silently wrong", "wrong", "error"))
-    word = {"silently wrong": f"silent {bad}", "wrong": f"wrong {bad}", "error": f"error {bad}"}.get(worst, worst)
+    short = {"silently wrong": "silent", "wrong": "wrong", "error": "error"}.get(worst)
+    word = f"{short} {bad}/{len(found)}" if short else worst
     return Cell(at, _CORRECTNESS[worst], word, details, [key])
 
 
@@ -117,10 +119,42 @@ def _overhead(path: Path, programs: Programs) -> list[Block]:
 
 def _priced(cell: Any) -> Interval:
     through, directly = cell.ratio("through", "bare"), cell.ratio("directly", "bare")
-    other = directly and (directly.value, directly.low, directly.high)
-    if through is None:
-        return Interval(cell.backend, None, instead=cell.why("through")[0] or "not measured", other=other)
-    return Interval(cell.backend, through.value, through.low, through.high, other=other)
+    return Interval.of(cell.backend, through, directly, instead=cell.why("through")[0] or "not measured")
+
+
+def _scaling(path: Path, programs: Programs) -> list[Block]:
+    from crosslens.benchmarks.scaling.axes import AXES
+    from crosslens.benchmarks.scaling.reading import backends, curve
+
+    kept = _read(path)
+    numbers = {name: i for i, name in enumerate(backends(kept))}
+    panels = []
+    for axis in kept["settings"]["axes"]:
+        series: dict[str, list[Point]] = {}
+        for name in numbers:
+            points = [(float(x), e.value, e.low, e.high) for x, e in curve(kept, name, axis).items() if e.value > 0]
+            if points:
+                series[name] = list(points)
+        if series:
+            values = [y for points in series.values() for _, y, _, _ in points]
+            name = "d_model" if axis == "width" else f"{AXES[axis].unit}s"
+            panels.append(
+                curves(
+                    f"by {axis}",
+                    series,
+                    x_name=name,
+                    y_name="ms over bare",
+                    numbers=numbers,
+                    log_y=True,
+                    y_axis=(min(values) / 2, max(values) * 2),
+                )
+            )
+    notes = [
+        "Milliseconds of a call beyond the bare forward of the same block, with 95 % intervals, cut at the edges. "
+        "Both axes are logarithmic; a cost that is not above 0 has no place there and is left out."
+    ]
+    legend = {str(i): name for name, i in numbers.items()}
+    return [Figures("What each further site, block or token costs", {"": panels}, legend, notes)] if panels else []
 
 
 def _published(path: Path, programs: Programs) -> list[Block]:
@@ -129,11 +163,9 @@ def _published(path: Path, programs: Programs) -> list[Block]:
     sources: dict[str, list[Interval]] = {}
     for claim, seen, *_ in rows(_read(path)):
         if claim.unit == "×" and seen.estimate is not None:
-            got, said = seen.estimate, claim.said.replace("`", "")
+            line = Interval.of(claim.said.replace("`", ""), seen.estimate, reference=claim.id.startswith("control."))
             other = None if claim.figure is None else (claim.figure, None, None)
-            sources.setdefault(claim.source.work, []).append(
-                Interval(said, got.value, got.low, got.high, reference=claim.id.startswith("control."), other=other)
-            )
+            sources.setdefault(claim.source.work, []).append(replace(line, other=other))
     axis = span([v for some in sources.values() for row in some for v in row.figures])
     panels = [intervals(work, some, axis, "times") for work, some in sources.items()]
     notes = ["Dot and line: measured here, with its 95 % interval. Diamond: what was published, where it was a figure."]
@@ -277,6 +309,7 @@ def _told(details: Mapping[str, Any]) -> dict[str, str]:
 DRAWINGS: dict[str, Callable[[Path, Programs], list[Block]]] = {
     "correctness": _correctness,
     "overhead": _overhead,
+    "scaling": _scaling,
     "published": _published,
     "mistakes": _mistakes,
     "idioms": _idioms,

@@ -39,7 +39,7 @@ def headline(run: StoredRun, tables: Sequence[Results], folder: Path) -> Table:
         columns[title] = {name: f"{hits[name]} of {of[name]}" if title == "right" else str(hits[name]) for name in of}
     columns["ratio to bare, least and most"] = _ratios(tables)
     for name, (title, count) in _STUDIES.items():
-        kept = folder / "studies" / f"{name}{STUDIES[name].kept}"
+        kept = folder / "studies" / f"{name}{STUDIES[name].kept if name in STUDIES else '.json'}"
         if kept.exists():
             try:
                 found = json.loads(kept.read_text(encoding="utf-8"))
@@ -82,6 +82,17 @@ def _counted(names: Iterable[str], hits: Iterable[str]) -> Counts:
     return {name: f"{found[name]} of {count}" for name, count in of.items() if not name.startswith("crosslens")}
 
 
+def _correctness(kept: Any) -> Counts:
+    from crosslens.benchmarks.correctness.judge import BAD, CLASSES
+
+    names, bad = list(kept["backends"]), {CLASSES.index(name) for name in BAD}
+    of, found = (
+        Counter(names[row[0]] for row in kept["rows"]),
+        Counter(names[r[0]] for r in kept["rows"] if r[3] in bad),
+    )
+    return {name: f"{found[name]} of {count}" for name, count in of.items()}
+
+
 def _claims(kept: Any) -> Counts:
     found = Counter(_backend(each["library"]) for each in kept if each["holds"])
     return {name: str(count) for name, count in found.items()}
@@ -107,12 +118,14 @@ def _idioms(kept: Any) -> Counts:
 
 NOTES = (
     "right, wrong, failed, cannot or not run: tasks. Ratio: the smallest and the largest median over the tasks that it "
-    "got right, each with its task; no mean is taken here, since backends differ in the tasks that they can do.",
+    "got right, each with its task; no mean is taken here, since backends differ in the tasks that they can do. answers "
+    "not right: wrong or an error, of the correctness study. All of these are through the Inspector.",
     "silent errors: programs that follow its documentation and are silently wrong. mistakes silent: of those that can "
     "be made with it. left behind: kinds of differences after its own clean-up. operations: said rightly, of all "
-    "operations and families. Of libraries used directly, not through crosslens; blank where nothing was measured.",
+    "operations and families. All of these are of the library used directly. Blank where nothing was measured.",
 )
 _STUDIES: dict[str, tuple[str, Callable[[Any], Counts]]] = {
+    "correctness": ("answers not right", _correctness),
     "claims": ("silent errors", _claims),
     "mistakes": ("mistakes silent", _mistakes),
     "residue": ("left behind", _residue),

@@ -125,17 +125,7 @@ def overhead(tables: Sequence[Results]) -> Section | None:
     axis = span([value for ratio in ratios for value in (ratio.value, ratio.low, ratio.high)])
     panels = []
     for table in timed:
-        rows = [
-            Interval(
-                row.backend,
-                row.ratio and row.ratio.value,
-                row.ratio and row.ratio.low,
-                row.ratio and row.ratio.high,
-                instead=row.result,
-                reference=row.control,
-            )
-            for row in table.rows
-        ]
+        rows = [Interval.of(r.backend, r.ratio, instead=r.result, reference=r.control) for r in table.rows]
         panels.append(intervals(table.title, rows, axis, "times the bare forward"))
     notes = [
         "Point: median ratio of a call through the backend to the bare forward on the same inputs, timed alternately. "
