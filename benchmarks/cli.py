@@ -248,6 +248,25 @@ def report(
 
 
 @app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="Folder of a run, such as the committed one.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another, such as yours.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Every figure of both, with its verdict.")] = False,
+) -> None:
+    """Say which figures of two runs agree, differ within their intervals, or differ beyond them.
+
+    Every table and study takes part. Exit status 1 where intervals do not overlap, or an outcome is another one.
+
+    Examples:
+
+    - `crosslens diff results/2026-11-26-amd-epyc-2-cores runs/mine`
+    """
+    from .commands import diff_command
+
+    raise typer.Exit(diff_command(first, second, as_json))
+
+
+@app.command()
 def paper(
     results: Annotated[
         Path | None, typer.Option(help="Folder of a run; else the one in results/ that was started last.")

@@ -1,19 +1,22 @@
-"""`crosslens run` and `crosslens tables`: arguments in, a folder and tables out."""
+"""`crosslens run`, `tables` and `diff`: arguments in, a folder and tables out."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table as RichTable
 
 from crosslens.adapters import InputError
 
 from . import progress
+from .difference import MEANINGS, counted, differences
 from .executors import NO_TIMING, executor, joined
 from .plan import Plan, fetch_models, known, make_plan
 from .render import FORMATS, AnyTable, data, write
@@ -143,6 +146,31 @@ def tables_command(folder: Path, form: str | None) -> None:
         print(FORMATS[form](rendered), end="")
         return
     _print(rendered, write(rendered, folder / "tables") + write_pages(folder))
+
+
+def diff_command(first: Path, second: Path, as_json: bool) -> int:
+    """`crosslens diff`: two runs figure by figure; 1 where something differs beyond the intervals.
+
+    Raises:
+        InputError: a folder that holds no whole run.
+    """
+    found = differences(first, second)
+    beyond = [figure for figure in found if figure.verdict in ("beyond", "changed")]
+    if as_json:
+        print(to_json([asdict(figure) | {"verdict": figure.verdict} for figure in found], indent=1))
+        return int(bool(beyond))
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    table = RichTable("page", *MEANINGS, box=SIMPLE_HEAD)
+    for page, counts in counted(found).items():
+        table.add_row(page, *(str(count or "") for count in counts.values()))
+    console.print(table)
+    for verdict, meaning in MEANINGS.items():
+        console.print(f"  {verdict}: {meaning}", style="dim", highlight=False)
+    for figure in beyond:
+        where = " · ".join(filter(None, (figure.page, figure.table, figure.row, figure.column)))
+        console.print(f"\n{where}\n  {figure.first}\n  {figure.second}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\n{len(beyond)} of {len(found)} figures differ beyond the intervals or say something else")
+    return int(bool(beyond))
 
 
 def _print(rendered: Sequence[AnyTable], files: Sequence[Path]) -> None:

@@ -280,7 +280,8 @@ def test_the_reference_leaves_out_only_what_is_zero(llama: tuple[nn.Module, Any]
 
 def test_a_shorter_pair_has_no_figures_beyond_its_end(llama: tuple[nn.Module, Any]) -> None:
     task = IOI()
-    work = task.prepare(llama[0], word_tokenizer(), size="default")
+    work = task.prepare(llama[0], word_tokenizer(), size="full")
+    work = dataclasses.replace(work, pairs=work.pairs[:3])
     lengths = [pair.length for pair in work.pairs]
     assert len(set(lengths)) > 1
     result = outcome(task, llama[0], work)
@@ -303,12 +304,14 @@ def test_the_headline_says_where_the_answer_moves(llama: tuple[nn.Module, Any]) 
     moved, stays = recovered.copy(), recovered.copy()
     moved[0, 1:, -1] = 1.0
     stays[0, :, pair.changed] = 1.0
+    heads = np.zeros((3, 4))
+    heads[1, 2] = 0.25
     at = rf"the changed name \('Mary', position {pair.changed[0]} of {pair.length}\)"
     assert re.fullmatch(
-        f"the answer moves from {at} to the last position around layer 1 of 3",
-        task.headline({"recovered": moved}, work),
+        f"the answer moves from {at} to the last position around layer 1 of 3; of 12 heads, 1\\.2 alone brings back 0\\.25 of it",
+        task.headline({"recovered": moved, "heads": heads}, work),
     )
-    assert "stays at the changed name" in task.headline({"recovered": stays}, work)
+    assert "stays at the changed name" in task.headline({"recovered": stays, "heads": heads}, work)
     assert [c.tolist() for c in curves({"recovered": moved}, work)] == [[1, 0, 0], [0, 1, 1]]
 
 
