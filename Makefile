@@ -22,13 +22,15 @@ STOPPED := echo "setup: pip stopped for the reason above; the next make goes on 
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test outcomes lint format setup clean broken
+.PHONY: help bench reproduce paper test outcomes lint format setup clean broken
 
 help:
 	@echo "crosslens: one Inspector over the interpretability libraries, and a benchmark of them"
 	@echo
 	@echo "  make bench    compare the backends on a real language model; ends by saying where the tables are"
 	@echo "  make test     run the tests on all cores"
+	@echo "  make reproduce  run everything that results/ holds on this machine, and say what agrees (hours; goes on if cut)"
+	@echo "  make paper    render the paper from results/ and build paper/crosslens.pdf (needs latexmk: see the README)"
 	@echo "  make outcomes prove every backend and keep what came of it: the feature table (crosslens backends)"
 	@echo "  make lint     ruff, formatting, and mypy on the installed package"
 	@echo "  make format   rewrite the code as ruff wants it"
@@ -45,6 +47,20 @@ help:
 bench: $(READY)
 	@echo "bench: writing to $(OUT)"
 	@$(BIN)/crosslens run --suite default --out "$(OUT)" $(ARGS)
+
+# The same folder each time, so that a run that was cut goes on.
+REPRODUCED := runs/reproduced
+reproduce: $(READY)
+	@$(BIN)/crosslens run $$(test -e $(REPRODUCED)/run.json && echo --resume || echo --suite full) --out $(REPRODUCED) $(ARGS)
+	@$(BIN)/crosslens diff "$$(ls -d results/*/ | tail -n 1)" $(REPRODUCED)
+
+paper: $(READY)
+	@command -v latexmk >/dev/null || { echo "paper: latexmk is not there; on Debian and Ubuntu: apt install latexmk" \
+	    "texlive-latex-extra texlive-fonts-recommended texlive-bibtex-extra" >&2; exit 1; }
+	@$(BIN)/crosslens paper
+	@cd paper && latexmk -pdf -quiet -interaction=nonstopmode -halt-on-error -output-directory=build crosslens.tex \
+	    && cp build/crosslens.pdf crosslens.pdf
+	@$(BIN)/crosslens paper --check
 
 # Workers share the cores, so each keeps to one thread.
 test: $(READY)
