@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from datetime import datetime
 from importlib.metadata import version
@@ -34,6 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout inste
 
 def main() -> None:
     """Entry point of the console script; an error that crosslens raises on purpose is one line and exit status 2."""
+    atexit.register(gc.freeze)  # a process that ends need not look for garbage: a second, that Ctrl-C would wait for
     try:
         app(prog_name="crosslens")
     except KeyboardInterrupt:
