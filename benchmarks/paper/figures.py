@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 7.0,
     "font.family": "serif",
     "mathtext.fontset": "dejavuserif",
@@ -81,13 +81,13 @@ def _drawn(size: tuple[float, float], draw: Callable[[Figure, Axes], None]) -> b
     import matplotlib as mpl
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     buffer = io.BytesIO()
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=size, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01)  # type: ignore[union-attr]
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01))
         FigureCanvasPdf(figure)
         draw(figure, figure.add_subplot())
         figure.savefig(buffer, format="pdf", metadata=_NO_DATES)

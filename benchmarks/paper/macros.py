@@ -15,13 +15,14 @@ from crosslens.adapters.capabilities import FAMILY_NAMES
 from ..known_truth_tables import NULLS, differences
 from ..known_truth_ways import LEVEL, OURS
 from ..matrix import state
+from ..render import escape_latex
 from ..stories.running import LEVEL as STORY_LEVEL
 from ..tables import CONTROL, tables
 from . import macros_use as use
 from . import others
-from .latex import escape_latex, extent, listed, name, signed, significant, words
+from .latex import extent, listed, name, signed, significant, words
 from .sources import Results
-from .tables import averages_over_kinds, truth
+from .tables import SHOWN, averages_over_kinds, truth
 
 Macros = dict[str, str]
 
@@ -122,7 +123,8 @@ def known_truth(results: Results) -> Macros:
     """Of who finds what was planted."""
     _, table = truth(results)
     n = int(table["n"].max())
-    means = averages_over_kinds(table, n).set_index("way")
+    means = averages_over_kinds(table, n)
+    auroc, first, power = (dict(zip(means["way"], means[each].tolist(), strict=True)) for each in SHOWN)
     planted = table[~table["kind"].isin(NULLS) & (table["n"] == n)]
     best = planted.groupby(["kind", "way"], sort=False)["auroc"].mean().groupby("kind", sort=False).max()
     gaps = differences(table)
@@ -130,15 +132,15 @@ def known_truth(results: Results) -> Macros:
     lost = worse[(worse["n"] == n) & ~worse["way"].str.startswith(OURS)]
     nulls = table[table["kind"].isin(NULLS) & (table["way"] == OURS)]
     false = nulls.groupby(["kind", "n"], sort=False)["false"].mean()
-    rivals = [way for way in means.index if not str(way).startswith(OURS)]
+    rivals = [way for way in auroc if not way.startswith(OURS)]
     return {
         "TruthKinds": words(planted["kind"].nunique()),
         "TruthSeeds": f"{planted['seed'].nunique()}",
         "TruthN": f"{n}",
-        "TruthAuroc": f"{means.loc[OURS, 'auroc']:.2f}",
-        "TruthRivals": listed(f"{means.loc[way, 'auroc']:.2f} ({_way(way)})" for way in rivals),
-        "TruthFirst": f"{means.loc[OURS, 'first']:.2f}",
-        "TruthPower": f"{means.loc[OURS, 'power']:.2f}",
+        "TruthAuroc": f"{auroc[OURS]:.2f}",
+        "TruthRivals": listed(f"{auroc[way]:.2f} ({_way(way)})" for way in rivals),
+        "TruthFirst": f"{first[OURS]:.2f}",
+        "TruthPower": f"{power[OURS]:.2f}",
         "TruthFalse": f"{false.min():.3f} to {false.max():.3f}",
         "TruthLevel": f"{LEVEL:g}",
         "TruthCompared": f"{len(gaps)}",

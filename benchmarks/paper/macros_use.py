@@ -10,7 +10,8 @@ from ..idioms.operations import OPERATIONS
 from ..idioms.report import libraries, summary
 from ..mistakes.catalogue import MISTAKES
 from ..mistakes.table import counts
-from .latex import escape_latex, extent, listed, name, words
+from ..render import escape_latex
+from .latex import extent, listed, name, words
 from .tables_use import left, ours, outcomes
 
 Macros = dict[str, str]
@@ -36,7 +37,7 @@ def mistakes(kept: Mapping[str, Any]) -> Macros:
     direct = {each: tally for each, tally in tallies.items() if not ours(each)}
     broad = [each for each, tally in direct.items() if tally["n/a"] <= (1 - _APPLIES) * len(MISTAKES)]
     through = {each: tally for each, tally in tallies.items() if ours(each)}
-    silent = [tally["silent"] + tally["warned"] for tally in through.values()]
+    silent = [tally["silent"] for tally in through.values()]
     own = tallies["crosslens"]
     never = "never" if max(silent) == 0 else f"{extent(silent)} times"
     return {

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from .latex import escape_latex, floating, listed, name, words
+from ..render import escape_latex
+from .latex import floating, listed, name, words
 
 Macros = dict[str, str]
 
@@ -171,10 +172,10 @@ def scaling_macros(kept: Mapping[str, Any]) -> Macros:
     lines = {each: found for each in backends(kept) if (found := line(kept, each, "sites")) is not None}
     growing = {}
     for each in backends(kept):
-        found = [grown(kept, each, what) for what in ("bytes", "objects")]
-        growing[each] = any(one is not None and one.low > 0 for one in found)
-    fixed = {each: found.fixed.value for each, found in lines.items()}
-    site = {each: 1e3 * found.marginal.value for each, found in lines.items()}
+        growth = [grown(kept, each, what) for what in ("bytes", "objects")]
+        growing[each] = any(one is not None and one.low > 0 for one in growth)
+    fixed = {each: one.fixed.value for each, one in lines.items()}
+    site = {each: 1e3 * one.marginal.value for each, one in lines.items()}
     return {
         "ScalingBackends": words(len(growing)),
         "ScalingFixed": _extremes(fixed),

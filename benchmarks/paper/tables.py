@@ -16,10 +16,11 @@ from crosslens.adapters import CAPABILITIES
 from .. import matrix
 from ..known_truth_tables import NULLS, as_table, averages, wilson
 from ..known_truth_ways import LEVEL, WAYS
+from ..render import escape_latex
 from ..tables import CONTROL, tables
 from . import others
 from . import tables_use as use
-from .latex import escape_latex, floating, listed, name, significant, tabular
+from .latex import floating, listed, name, significant, tabular
 from .sources import Results
 
 

@@ -10,8 +10,9 @@ from ..idioms.report import SIGNS, libraries, of, summary
 from ..mistakes.catalogue import MISTAKES
 from ..mistakes.judge import KINDS, Outcome
 from ..mistakes.table import counts
+from ..render import escape_latex
 from ..residue.table import GROUPS
-from .latex import escape_latex, floating, listed, name, tabular
+from .latex import floating, listed, name, tabular
 
 _ONCE = "Each program was run once; its class is decided by rule."
 _MARKS = {
