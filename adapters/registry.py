@@ -18,6 +18,7 @@ from torch import nn
 
 from .errors import BackendNotInstalledError, InputError
 from .inspector import Inspector
+from .state import random_state_kept
 from .versions import warn_if_untested
 
 GROUP = "crosslens.adapters"
@@ -42,7 +43,8 @@ def load_backend(name: str) -> type[Inspector]:
         raise InputError(f"there is no backend {name!r}; {hint}registered: {', '.join(backends())}")
     entry = entries[name]
     try:
-        found: type[Inspector] = entry.load()
+        with random_state_kept():  # JAX draws from numpy's on import
+            found: type[Inspector] = entry.load()
     except ImportError as error:
         if error.name is None or importlib.util.find_spec(error.name.partition(".")[0]) is not None:
             raise  # the library is there and broken: its own error says more

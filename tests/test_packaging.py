@@ -76,6 +76,21 @@ def test_importing_imports_no_backend_library(module: str) -> None:
     assert not LIBRARIES & {name.partition(".")[0] for name in loaded}
 
 
+def test_loading_a_backend_leaves_the_random_states_as_they_are() -> None:
+    """JAX draws from numpy's generator when it is imported."""
+    code = """
+import random, sys, numpy as np, torch
+from crosslens.adapters import load_backend
+state = lambda: (repr(np.random.get_state()), random.getstate(), torch.get_rng_state().tolist())
+before = state()
+load_backend("penzai")
+assert "jax" in sys.modules
+assert state() == before
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("path", modules(*CODE), ids=in_tree)
 def test_imports_point_one_way(path: Path) -> None:
     above = CODE[CODE.index(path.relative_to(ROOT).parts[0]) + 1 :]
