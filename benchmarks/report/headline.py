@@ -118,8 +118,8 @@ def _idioms(kept: Any) -> Counts:
 
 NOTES = (
     "right, wrong, failed, cannot or not run: tasks. Ratio: the smallest and the largest median over the tasks that it "
-    "got right, each with its task; no mean is taken here, since backends differ in the tasks that they can do. answers "
-    "not right: wrong or an error, of the correctness study. All of these are through the Inspector.",
+    "got right, each with its task; no mean is taken here, since backends differ in the tasks that they can do. "
+    "answers not right: wrong or an error, of the correctness study. All of these are through the Inspector.",
     "silent errors: programs that follow its documentation and are silently wrong. mistakes silent: of those that can "
     "be made with it. left behind: kinds of differences after its own clean-up. operations: said rightly, of all "
     "operations and families. All of these are of the library used directly. Blank where nothing was measured.",

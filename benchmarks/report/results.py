@@ -140,7 +140,8 @@ def tasks(tables: Sequence[AnyTable]) -> Section | None:
     """Each table of the run, its finding and notes; what all of them say is said once."""
     if not tables:
         return None
-    common = [line for line in tables[0].legend if all(line in table.legend for table in tables)]
+    own = [table for table in tables if isinstance(table, Results)]
+    common = [line for line in own[0].legend if all(line in table.legend for table in own)] if own else []
     blocks: list[Block] = [listing(common)] if common else []
     for table in sorted(tables, key=lambda table: isinstance(table, Results)):  # the one over all of them first
         blocks += [heading(table.title), *(paragraph(f"Caution: {line}") for line in table.cautions), _table(table)]
