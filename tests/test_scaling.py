@@ -151,7 +151,8 @@ def test_a_wrong_backend_has_no_time() -> None:
 KEPT: dict[str, Any] = {
     "environment": {"python": "3.11", "cpu": "a CPU", "cores": {"logical": 2}, "load_average": [0.1, 0, 0],
                     "versions": {"torch": "2"}},
-    "settings": {"processes": 2, "samples": 3, "calls": 20, "threads": 2, "gpu": None, "seconds": 60, "devices": ["cpu"],
+    "settings": {"processes": 2, "samples": 3, "calls": 20, "threads": 2, "gpu": None, "seconds": 60,
+                 "devices": ["cpu"],
                  "left_out": {"captum": "it only attributes"}, "axes": {"sites": list(X), "depth": [2, 4, 8]}},
     "processes": [],
 }  # fmt: skip
@@ -165,7 +166,8 @@ def _process(backend: str, repeat: int, fixed: float, each: float) -> dict[str, 
             ways = {"bare": {"status": "bare", "s": bare_s}, "native": {"status": "right", "s": bare_s}}
             cost = 1e-3 * (fixed + each * x)
             ways["through"] = {"status": "right", "s": [s + cost for s in bare_s]}
-            points.append({"axis": axis, "x": x, "ways": ways, "open_s": [1e-3 * x], "close_s": [0.001], "parameters": x})
+            wrapped = {"open_s": [1e-3 * x], "close_s": [0.001], "parameters": x}
+            points.append({"axis": axis, "x": x, "ways": ways, **wrapped})
     job = {"backend": backend, "repeat": repeat, "device": "cpu"}
     memory = {"every": EVERY, "bytes": [10, 60, 110, 160], "objects": [5, 5, 5, 5], "device_bytes": []}
     return {"job": job, "found": {"points": points, "growth": memory}}
@@ -180,8 +182,10 @@ def test_the_page_says_what_was_planted() -> None:
     assert (found.fixed.value, found.marginal.value) == (pytest.approx(1.0), pytest.approx(0.5))
     assert set(curve(kept, "slow_one", "sites")) == {5, 20, 80}, "a wrong point has no time"
     wrapped, held = wrapping(kept, "hooks", "depth"), grown(kept, "hooks", "bytes")
-    assert wrapped is not None and wrapped.marginal.value == pytest.approx(1.0)
-    assert held is not None and held.value == 10.0
+    assert wrapped is not None
+    assert wrapped.marginal.value == pytest.approx(1.0)
+    assert held is not None
+    assert held.value == 10.0
     page = markdown(kept)
     for text in ("| hooks | 1 [1, 1] | 500 [500, 500] | not measured |", "captum: it only attributes",
                  "slow_one: wrong, off by 1: sites 1", "memory grows", "There was no GPU"):  # fmt: skip
