@@ -52,10 +52,11 @@ def main(
         for kept in study(names, processes, Scale(tiny, seconds), apart=apart, kept=earlier):
             bar.advance(task)
             if out is not None and beside is not None:
-                replace_file(beside, (json.dumps(kept, indent=1) + "\n").encode())
-                replace_file(out, markdown(kept).encode())
+                replace_file(beside, (json.dumps(kept) + "\n").encode())
     if out is None:
         print(markdown(kept), end="")
+    else:
+        replace_file(out, markdown(kept).encode())  # last: a page is there when everything was measured
 
 
 def _read(path: Path) -> dict[str, Any]:

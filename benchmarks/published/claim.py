@@ -159,7 +159,9 @@ def verdict(claim: Claim, seen: Found) -> Verdict:
     if claim.measure is None:
         return Verdict("not measured", f"cannot be measured here: {claim.missing}")
     if seen.estimate is None:
-        return Verdict("failed", f"failed here: {seen.errors[0] if seen.errors else 'nothing was measured'}")
+        if not seen.errors:
+            return Verdict("not measured", "not measured yet")
+        return Verdict("failed", f"failed here: {seen.errors[0]}")
     if claim.figure is None:
         return Verdict("no figure", "there is no figure to compare with; this fills it")
     low, high, figure = seen.estimate.low, seen.estimate.high, claim.figure

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .claim import Claim, Found, Kept, Scale, Source, Why, milliseconds, short
@@ -24,6 +23,10 @@ TABLE = Source(
 )
 _RAW_MS, _RAW_HOOKED_MS = 130.4, 343.4  # the table's own raw forwards
 _WORKLOAD = "GPT-2 small (random weights), 4 × 64 tokens, float32, gradients on"
+
+
+Operation = Callable[[Any, Tensor], Any]
+"""Model, token ids -> what a library gives."""
 
 
 def _subject(scale: Scale) -> tuple[Any, Tensor]:
@@ -107,9 +110,13 @@ def transformer_lens(scale: Scale) -> Kept:
     return paired(lambda: bridge.run_with_cache(ids), lambda: bridge(ids), scale, tensors=len(cached), error=error)
 
 
-def _torchlens(scale: Scale, operation: Callable[[Any, Tensor], Any], size: Callable[[Any], int]) -> Kept:
-    """An operation of torchlens; it wraps PyTorch's functions for all that runs in the process, the baseline too."""
-    import torchlens
+def _torchlens(scale: Scale, operation: Operation, look: Callable[[Any], tuple[Tensor, int]]) -> Kept:
+    """An operation of torchlens; it wraps PyTorch's functions for all that runs in the process, the baseline too.
+
+    Args:
+        operation: what is timed.
+        look: at what it gives: the logits, and how much was recorded.
+    """
     from torchlens.backends.torch.wrappers import unwrap_torch
 
     model, ids = _subject(scale)
@@ -117,10 +124,9 @@ def _torchlens(scale: Scale, operation: Callable[[Any, Tensor], Any], size: Call
     try:
         with warnings.catch_warnings():  # its remarks on the graph that it sees
             warnings.filterwarnings("ignore", message="TorchLens observed")
-            output, recorded = torchlens.record(traced, ids, default_op=False, default_module=True, return_output=True)
-            error = agree(output.logits, wanted, "logits")
-            records = size(operation(traced, ids))
-            del output, recorded
+            logits, records = look(operation(traced, ids))
+            error = agree(logits, wanted, "logits")
+            del logits
             return paired(lambda: operation(traced, ids), lambda: model(ids), scale, records=records, error=error)
     finally:
         unwrap_torch()
@@ -132,9 +138,9 @@ def fastlog(scale: Scale) -> Kept:
     def record(model: Any, ids: Tensor) -> Any:
         import torchlens
 
-        return torchlens.fastlog.record(model, ids, default_op=False, default_module=True)
+        return torchlens.fastlog.record(model, ids, default_op=False, default_module=True, return_output=True)
 
-    return _torchlens(scale, record, len)
+    return _torchlens(scale, record, lambda found: (found[0].logits, len(found[1])))
 
 
 def trace(scale: Scale) -> Kept:
@@ -145,7 +151,12 @@ def trace(scale: Scale) -> Kept:
 
         return torchlens.trace(model, ids)
 
-    return _torchlens(scale, full, lambda trace: len(trace.op_labels))
+    def look(traced: Any) -> tuple[Tensor, int]:
+        vocabulary = gpt2(scale).config.vocab_size
+        outputs = (traced[label].out for label in traced.output_layers)
+        return next(output for output in outputs if output.shape[-1] == vocabulary), len(traced.op_labels)
+
+    return _torchlens(scale, full, look)
 
 
 def _apart(raw_ms: float, figure: float, also: str = "") -> Why:
@@ -223,10 +234,3 @@ CLAIMS = (
     ),
 )  # fmt: skip
 """The rows of this source."""
-
-
-def tensors_of(scale: Scale) -> int:
-    """Modules that the hooks see, for tests."""
-    model, ids = _subject(scale)
-    with torch.no_grad():
-        return len(_hooked(model, ids))
