@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -200,9 +202,16 @@ def _additions(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return tokens, tokens.sum(1) % MODULUS
 
 
-def _digits(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+@cache
+def _images() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The digits and their labels, read once."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
+    return images, labels
+
+
+def _digits(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    images, labels = _images()
     rows = rng.integers(len(labels), size=32)
     return torch.tensor(images[rows] / 16).reshape(-1, 1, 8, 8), torch.tensor(labels[rows])
