@@ -206,7 +206,7 @@ def backward(work: Work) -> Call:
 
     def call() -> Tensor:
         embeds = work.model.get_input_embeddings()(work.ids).detach().requires_grad_()
-        (found,) = torch.autograd.grad(work.metric(work.model(inputs_embeds=embeds, **_PASS).logits), embeds)
+        found: Tensor = torch.autograd.grad(work.metric(work.model(inputs_embeds=embeds, **_PASS).logits), embeds)[0]
         return found
 
     return call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,17 +114,17 @@ def added(point: Point) -> list[tuple[int, int, Tensor]]:
     ]
 
 
-def edits_of(point: Point) -> list[Edit]:
+def edits_of(point: Point, device: torch.device) -> list[Edit]:
     """The same for an Inspector."""
     return [
-        add(f"blocks.{layer}.resid_post", vector.expand(point.batch, 1, -1), positions=[position])
+        add(f"blocks.{layer}.resid_post", vector.to(device).expand(point.batch, 1, -1), positions=[position])
         for layer, position, vector in added(point)
     ]
 
 
 def through(lens: Inspector, point: Point, ids: Tensor) -> Call:
     """Through an Inspector: the captured tensors, or the edited logits."""
-    names, edits = recorded(point), edits_of(point)
+    names, edits = recorded(point), edits_of(point, ids.device)
     if point.edits:
         return lambda: lens.run(ids, edits=edits).logits
     return lambda: list(lens.run(ids, capture=names).values())
@@ -141,8 +141,8 @@ def native(model: Any, point: Point, ids: Tensor) -> Call:
         hooks = Hooks(model, places)
         return lambda: hooks.capture(ids)
     changes: dict[str, list[tuple[int, Tensor]]] = {}
-    for layer, position, vector in added(point):
-        changes.setdefault(f"model.layers.{layer}", []).append((position, vector.to(ids.device)))
+    for block, position, vector in added(point):
+        changes.setdefault(f"model.layers.{block}", []).append((position, vector.to(ids.device)))
 
     def change(path: str) -> Any:
         def hook(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -153,10 +153,12 @@ def native(model: Any, point: Point, ids: Tensor) -> Call:
 
         return hook
 
+    forward = bare(model, ids)
+
     def call() -> Tensor:
         handles = [model.get_submodule(path).register_forward_hook(change(path)) for path in changes]
         try:
-            return bare(model, ids)()
+            return forward()
         finally:
             for handle in handles:
                 handle.remove()
@@ -164,7 +166,7 @@ def native(model: Any, point: Point, ids: Tensor) -> Call:
     return call
 
 
-def bare(model: Any, ids: Tensor) -> Any:
+def bare(model: Any, ids: Tensor) -> Callable[[], Tensor]:
     """The forward alone."""
 
     def call() -> Tensor:

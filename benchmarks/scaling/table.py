@@ -9,6 +9,7 @@ from crosslens.benchmarks.estimate import Estimate
 from crosslens.benchmarks.render import escape_latex
 
 from .axes import AXES
+from .fit import Line
 from .reading import backends, closing, faults, grown, line, wrapping
 
 _HEAD = """# How costs grow
@@ -41,8 +42,11 @@ def latex(kept: Mapping[str, Any]) -> str:
     for backend in backends(kept):
         found = {axis: line(kept, backend, axis) for axis in columns}
         first = found.get("sites")
-        row = [escape_latex(backend.replace("transformer_lens", "TransformerLens")), _pair(first and first.fixed)]
-        lines.append(" & ".join([*row, *(_pair(f and _times(f.marginal, 1e3)) for f in found.values())]) + r" \\")
+        row = [
+            escape_latex(backend.replace("transformer_lens", "TransformerLens")),
+            _pair(first.fixed if first else None),
+        ]
+        lines.append(" & ".join([*row, *(_pair(_micro(f)) for f in found.values())]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -75,8 +79,8 @@ def _axis(kept: Mapping[str, Any], axis: str, names: Sequence[str]) -> list[str]
     for name, found in lines.items():
         if found is not None:
             device = line(kept, name, axis, device="cuda") if name in gpu else None
-            beside = _shown(_times(device.marginal, 1e3)) if device else "not measured"
-            rows.append([name, _shown(found.fixed), _shown(_times(found.marginal, 1e3)), beside])
+            beside = _shown(_micro(device)) or "not measured"
+            rows.append([name, _shown(found.fixed), _shown(_micro(found)), beside])
     spoken = ", ".join(map(str, values))
     note = "" if first in (None, "hooks") else f" The first two lines are from the processes of {first}."
     return [f"## By {axis}", f"{about.also}; {spoken}.{note}".capitalize(), _grid(rows)] if len(rows) > 1 else []
@@ -87,8 +91,8 @@ def _wrapping(kept: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     for name in names:
         depth, width, shut = wrapping(kept, name, "depth"), wrapping(kept, name, "width"), closing(kept, name)
         rows.append(
-            [name, _shown(depth and depth.fixed), _shown(depth and _times(depth.marginal, 1e3)),
-             _shown(width and _times(width.marginal, 1e3)), "" if shut is None else f"{shut:.3g}"]
+            [name, _shown(depth.fixed if depth else None), _shown(_micro(depth)),
+             _shown(_micro(width)), "" if shut is None else f"{shut:.3g}"]
         )  # fmt: skip
     text = "What it takes to open an Inspector on a model, by its depth and by its parameters (along the width)."
     return ["## Wrapping", text, _grid(rows)] if len(rows) > 1 else []
@@ -115,8 +119,10 @@ def _faults(kept: Mapping[str, Any]) -> list[str]:
     return ["## What has no time", "\n".join(lines)] if lines else []
 
 
-def _times(each: Estimate, factor: float) -> Estimate:
-    return Estimate(each.value * factor, each.low * factor, each.high * factor)
+def _micro(found: Line | None) -> Estimate | None:
+    """The marginal cost in microseconds."""
+    each = found.marginal if found else None
+    return each and Estimate(1e3 * each.value, 1e3 * each.low, 1e3 * each.high)
 
 
 def _shown(each: Estimate | None) -> str:

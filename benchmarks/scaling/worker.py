@@ -119,7 +119,7 @@ def readings(call: Call, calls: int) -> dict[str, Any]:
                 gc.collect()
                 out["bytes"].append(resident())
                 out["objects"].append(len(gc.get_objects()))
-                if torch.cuda.is_initialized():
+                if torch.cuda.is_available():
                     out["device_bytes"].append(torch.cuda.memory_allocated())
             if done < calls:
                 call()
