@@ -26,8 +26,8 @@ def _installed() -> dict[str, type[Inspector]]:
 
 INSTALLED = _installed()
 SHARE = {"torchlens": 4}
-"""Of a backend that traces every operation, one check in so many of each group: all 4,000 take a quarter of an hour of CPU
-time, and `crosslens check torchlens --save`, which the kept outcomes come from, runs them."""
+"""Of a backend that traces every operation, one check in so many of each group: all 4,000 take a quarter of an hour of
+CPU time, and `crosslens check torchlens --save`, which the kept outcomes come from, runs them."""
 
 
 @cache
