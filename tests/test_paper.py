@@ -154,6 +154,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if kept.name == "known_truth.jsonl":
             first, *rest = text.splitlines()
             text = "\n".join([first, *(line for line in rest if json.loads(line)["seed"] % 100 < 2)]) + "\n"
+        if kept.name == "correctness.json":
+            answers = json.loads(text)
+            text = json.dumps({**answers, "rows": answers["rows"][::20]})
         (path / "studies" / kept.name).write_text(text, encoding="utf-8")
     return path
 
