@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from crosslens.adapters import InputError, Inspector
 from crosslens.adapters.hooks import HooksInspector
-from crosslens.benchmarks.correctness import oracle, own_forward
+from crosslens.benchmarks.correctness import measure, oracle, own_forward
 from crosslens.benchmarks.correctness.__main__ import main
 from crosslens.benchmarks.correctness.asking import Distance, distance
 from crosslens.benchmarks.correctness.design import DTYPES, EDITS, OWN, Cell, covering, design, dtypes_of, possible
@@ -28,7 +28,7 @@ from crosslens.benchmarks.correctness.judge import Verdict, floors, judge, unit
 from crosslens.benchmarks.correctness.kept import Row, rows, text
 from crosslens.benchmarks.correctness.measure import Reference, measured
 from crosslens.benchmarks.correctness.running import run
-from crosslens.benchmarks.correctness.scene import Scene
+from crosslens.benchmarks.correctness.scene import Outputs, Scene
 from crosslens.benchmarks.correctness.table import latex, markdown
 
 from .broken import BROKEN
@@ -83,17 +83,15 @@ def test_ids_name_cells() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_the_two_references_agree(family: str) -> None:
     """The hand-written oracle, and the model's own forward without hooks, share no line of code."""
-    asked, seen = {(operation, site) for operation, sites in OWN.items() for site in sites}, 0
-    for cell in possible():
-        here = (cell.family, cell.padding, cell.attention, cell.batch) == (family, "left", "sdpa", 3)
-        if not here or (cell.operation, cell.local) not in asked or not _told(cell):
-            continue
+    asked = {(operation, site) for operation, sites in OWN.items() for site in sites}
+    cells = [cell for cell in possible() if (cell.operation, cell.local) in asked and _told(cell)]
+    cells = [c for c in cells if (c.family, c.padding, c.attention, c.batch) == (family, "left", "sdpa", 3)]
+    assert len(cells) > 40
+    for cell in cells[:: 1 if family == "llama" else 4]:
         scene, arithmetic = Scene(cell), "eager" if cell.local == "attn.pattern" else "sdpa"
         got, want = Reference(scene).answer(arithmetic), own_forward.answer(scene, "float64", arithmetic)
         found = distance(scene, got, {name: want[name] for name in want if name in got}, torch.float64)
         assert found.relative < 1e-12, f"{cell.id}: {found}"
-        seen += 1
-    assert seen > 30
 
 
 def _told(cell: Cell) -> bool:
@@ -216,6 +214,30 @@ NOT_OF_VALUES = {
 }
 
 
+class _Remembered(Reference):
+    """The same for every backend, so worked out once."""
+
+    known: ClassVar[dict[Any, Any]] = {}
+
+    def answer(self, arithmetic: str) -> Outputs:
+        key = (self.scene.cell, arithmetic)
+        if key not in self.known:
+            self.known[key] = super().answer(arithmetic)
+        found: Outputs = self.known[key]
+        return found
+
+    def floors(self, truth: Outputs) -> dict[str, float]:
+        if self.scene.cell not in self.known:
+            self.known[self.scene.cell] = super().floors(truth)
+        found: dict[str, float] = self.known[self.scene.cell]
+        return found
+
+
+@pytest.fixture(autouse=True)
+def _once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Reference", _Remembered)
+
+
 def _classes(backend: type[Inspector], cells: Sequence[Cell] = CELLS, dtypes: Sequence[str] = ("float64",)) -> set[str]:
     return {verdict.name for _, found in measured(backend, cells, lambda cell: dtypes) for verdict in found.values()}
 
@@ -228,7 +250,7 @@ def test_broken_values_are_wrong_and_right_ones_are_not(broken: type[HooksInspec
     about_values = any(broken in BROKEN[promise] for promise in OF_VALUES) and broken.__name__ not in NOT_OF_VALUES
     classes = _classes(broken)
     assert bool(classes & WRONG) == about_values, classes
-    assert "error" not in classes
+    assert about_values or classes == {"exact"}
 
 
 def test_the_sound_one_is_exact_or_noise_in_every_dtype() -> None:
@@ -357,7 +379,7 @@ def _kept() -> dict[str, Any]:
     inf = math.inf
     found = [
         Row("hooks", CELLS[0], "float64", Verdict("exact", Distance(1e-15, 2e-15, 1.0, 1.0, "site"), 1e-16)),
-        Row("hooks", CELLS[0], "float32", Verdict("noise", Distance(1e-6, 2e-6, 1.0, 1.0000001, "site"), 1e-7)),
+        Row("hooks", CELLS[0], "float32", Verdict("noise", Distance(1e-6, 2e-6, 1.0, 1.000001, "site"), 1e-7)),
         Row("hooks", CELLS[1], "float64", Verdict("noise", Distance(1e-15, 1e-15), 1e-16, "eager")),
         Row(
             "other", CELLS[0], "float64", Verdict("refused", why="backend 'other' does not support x at 'y' (never): z")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,10 +82,10 @@ def distance(scene: Scene, got: Outputs, want: Outputs, dtype: torch.dtype | Non
             assert until is not None
             found = _shortfall(one, right, want["logits"], until)
         else:
-            if dtype is not None and one.dtype != dtype:
-                return Distance(math.inf, math.inf, 0, 0, part, f"{one.dtype}, must be {dtype}")
             here = _here(scene, part, right, until)
             found = _between(one.detach().double()[here], right.detach().double()[here], part)
+            if dtype is not None and one.dtype != dtype:
+                return replace(found, visible=f"{one.dtype}, must be {dtype}")
         worst = max(worst, found, key=lambda each: each.relative)
     return worst
 

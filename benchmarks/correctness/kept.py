@@ -49,7 +49,7 @@ def text(
         backends: name -> `library`, `version`, `missing` (why it could not be opened, or null), `strength`.
     """
     names, cells, reasons = list(backends), dict[str, int](), dict[str, int]()
-    lines = []
+    lines: list[list[Any]] = []
     for row in sorted(rows, key=lambda row: names.index(row.backend)):
         verdict, number = row.verdict, cells.setdefault(row.cell.id, len(cells))
         start = [names.index(row.backend), number, DTYPES.index(row.dtype), CLASSES.index(verdict.name)]
@@ -81,8 +81,8 @@ def rows(kept: Mapping[str, Any]) -> Iterator[Row]:
         verdict = Verdict(CLASSES[kind], why=why)
         if len(rest) > 1:
             relative, absolute, cosine, scale, floor, arithmetic, part, _ = rest
-            far = [math.inf if x is None else x for x in (relative, absolute, cosine, scale)]
-            verdict = Verdict(CLASSES[kind], Distance(*far, part), floor, ARITHMETICS[arithmetic], why)
+            a, b, c, d = (math.inf if x is None else x for x in (relative, absolute, cosine, scale))
+            verdict = Verdict(CLASSES[kind], Distance(a, b, c, d, part), floor, ARITHMETICS[arithmetic], why)
         yield Row(names[backend], cells[cell], DTYPES[dtype], verdict)
 
 

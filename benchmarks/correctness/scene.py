@@ -49,7 +49,8 @@ def model_of(family: str, dtype: str, attention: str) -> tuple[Any, Any]:
 
 @cache
 def _weights(family: str) -> Mapping[str, Tensor]:
-    return tiny_model(family, dtype=torch.bfloat16)[0].state_dict()
+    weights: Mapping[str, Tensor] = tiny_model(family, dtype=torch.bfloat16)[0].state_dict()
+    return weights
 
 
 def short(value: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class Scene:
     @property
     def target(self) -> Target:
         """Of attribution."""
-        return Target(**TARGET)
+        return Target(TARGET["token"], minus=TARGET["minus"], position=TARGET["position"])
 
     @cached_property
     def selection(self) -> dict[str, list[int]]:

@@ -15,18 +15,22 @@ from .judge import BAD, CLASSES, MARGIN, Class
 from .kept import Row, rows
 from .oracle import THROUGHOUT
 
-LISTED = 100
+LISTED = 150
 """Bad answers that the page lists; the JSON has all."""
 
-_CAUSES = {
-    "attribute:integrated_gradients": (
-        "captum multiplies the gradient at each node by a step size that it rounds to float32, whatever the model's "
-        "dtype (`torch.tensor(step_sizes).float()` in `IntegratedGradients._attribute`, captum 0.9.0); inseq and "
-        "tdhook attribute through it. In float32 and bfloat16 that is noise; in float64 half of the digits are lost, "
-        "and nothing says so."
-    ),
-}
-"""Operation -> what was found to be behind it."""
+_INSEQ = (
+    "inseq casts what every method returns to float32, whatever the model's dtype (`FeatureAttributionStepOutput`, "
+    "inseq 0.7.1); crosslens gives it the model's dtype again, and in float64 half of the digits are lost."
+)
+_CAPTUM = (
+    "captum multiplies the gradient at each node of integrated gradients by a step size that it rounds to float32, "
+    "whatever the model's dtype (`torch.tensor(step_sizes).float()` in `IntegratedGradients._attribute`, captum "
+    "0.9.0), and tdhook attributes through it: in float64 half of the digits are lost."
+)
+_CAUSES = {("inseq", "attribute"): _INSEQ} | dict.fromkeys(
+    (("captum", "attribute:integrated_gradients"), ("tdhook", "attribute:integrated_gradients")), _CAPTUM
+)
+"""Backend and operation -> what was found to be behind float32 in float64."""
 
 _LETTERS: dict[Class, str] = {
     "exact": "=", "noise": "~", "refused": "r", "wrong": "W", "silently wrong": "S", "error": "E",
@@ -92,7 +96,7 @@ def latex(kept: Mapping[str, Any]) -> str:
         if each["missing"]:
             lines.append(rf"{escape_latex(name)} & \multicolumn{{7}}{{l}}{{not installed}} \\")
             continue
-        tally = Counter(row.verdict.name for row in own)
+        tally = Counter[str](row.verdict.name for row in own)
         cells = [tally["exact"], tally["noise"], tally["refused"], sum(tally[kind] for kind in BAD)]
         errors = [_power(_most(own, dtype)) for dtype in DTYPES]
         lines.append(" & ".join([escape_latex(name), *map(str, cells), *errors]) + r" \\")
@@ -130,7 +134,7 @@ def _main(kept: Mapping[str, Any], names: Sequence[str], found: Sequence[Row]) -
             table.append([f"`{name}`", each["missing"], *[""] * (len(table[0]) - 2)])
             continue
         own = [row for row in found if row.backend == name]
-        tally = Counter(row.verdict.name for row in own)
+        tally = Counter[str](row.verdict.name for row in own)
         errors = [_figure(_most(own, dtype)) for dtype in DTYPES]
         counts = [len({row.cell for row in own}), len(own), *(tally[kind] for kind in CLASSES)]
         table.append([f"`{name}`", version, *map(str, counts), *errors, _figure(_shrinks(own))])
@@ -240,9 +244,12 @@ def _bad(found: Sequence[Row]) -> Iterator[str]:
         what = row.verdict.why.replace("\n", " ")
         table.append([f"`{row.backend}`", f"`{row.cell.id}`", row.dtype, row.verdict.name, *figures, what])
     yield _grid(table)
-    for operation, cause in _CAUSES.items():
-        if any(row.cell.operation == operation and row.dtype == "float64" for row in bad):
-            yield f"`{operation}`: {cause}"
+    lost = [row for row in bad if row.dtype == "float64" and row.verdict.distance]
+    yield from dict.fromkeys(
+        cause
+        for (backend, operation), cause in _CAUSES.items()
+        if any(row.backend == backend and row.cell.operation.startswith(operation) for row in lost)
+    )
     if len(bad) > LISTED:
         yield f"And {len(bad) - LISTED} more, in the JSON."
 
