@@ -16,6 +16,7 @@ _WAYS = {"through": ("o", "through the Inspector"), "directly": ("x", "directly"
 def figure(kept: Mapping[str, Any]) -> Figure:
     """Ratio to bare of each operation on the first shape, a line of intervals a backend; logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     first = kept["settings"]["shapes"][0]["name"]
     every = [cell for cell in cells(kept) if cell.shape == first and cell.device == "cpu"]
@@ -34,6 +35,9 @@ def figure(kept: Mapping[str, Any]) -> Figure:
         ax.axvline(1.0, color="0.7", linewidth=0.8)
         ax.set_title(operation.replace("_", " "), fontsize=9)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=5))
+        ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_yticks(range(len(backends)), backends, fontsize=8)
         ax.tick_params(axis="x", labelsize=7)
         for cell in every:
@@ -50,6 +54,8 @@ def figure(kept: Mapping[str, Any]) -> Figure:
         ax.set_ylim(len(backends) - 0.5, -0.5)
     for way, (marker, label) in _WAYS.items():
         drawn.axes[0].plot([], [], marker, color="C0" if way == "through" else "C1", label=label, markersize=4)
-    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    drawn.supxlabel("ratio to the bare model", fontsize=9)
+    drawn.legend(
+        *drawn.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, title_fontsize=8,
+        title="ratio to the bare model",
+    )  # fmt: skip
     return drawn
