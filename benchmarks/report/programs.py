@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from importlib.resources import files
 
 from markupsafe import Markup
@@ -27,7 +28,7 @@ class Programs:
             path, _, function = key.partition("::")
             text = _file(path)
             if text is not None and function:
-                text = _function(text, function)
+                text = _function(path, function)
             if text is None:
                 return None
             self.texts[key] = text
@@ -55,17 +56,30 @@ def _file(path: str) -> str | None:
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
-def _function(text: str, name: str) -> str | None:
+@cache
+def _functions(path: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """Of a file's functions, their text and the names that they use."""
+    text = _file(path) or ""
+    lines = text.split("\n")
+    return {
+        node.name: (
+            "\n".join(lines[node.lineno - 1 : node.end_lineno]),
+            frozenset(each.id for each in ast.walk(node) if isinstance(each, ast.Name)),
+        )
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def _function(path: str, name: str) -> str | None:
     """A function, after those of its module that it needs."""
-    known = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    known = _functions(path)
     if name not in known:
         return None
-    wanted, open_ = {name}, [name]
-    while open_:
-        names = {node.id for node in ast.walk(known[open_.pop()]) if isinstance(node, ast.Name)}
-        new = (names & set(known)) - wanted
+    wanted, waiting = {name}, [name]
+    while waiting:
+        new = (known[waiting.pop()][1] & known.keys()) - wanted
         wanted |= new
-        open_ += new
-    parts = [ast.get_source_segment(text, known[each]) or "" for each in known if each in wanted]
-    parts.append(parts.pop([each for each in known if each in wanted].index(name)))
-    return "\n\n\n".join(parts)
+        waiting += new
+    needed = [text for each, (text, _) in known.items() if each in wanted and each != name]
+    return "\n\n\n".join([*needed, known[name][0]])
