@@ -135,7 +135,9 @@ def check(
 def run(
     suite: Annotated[
         str | None,
-        typer.Option(help="smoke: a tiny model, about a minute; default: a real one; full: every model, hours."),
+        typer.Option(
+            help="smoke: a tiny model, about a minute; default: a real one, half an hour; full: with every study, hours."
+        ),
     ] = None,
     backend: Annotated[list[str] | None, typer.Option(help="May be repeated; else all that are installed.")] = None,
     task: Annotated[
@@ -150,7 +152,7 @@ def run(
     ] = None,
     study: Annotated[
         list[str] | None,
-        typer.Option(help="idioms, mistakes, residue, claims or known_truth; may be repeated. full has all of them."),
+        typer.Option(help="A study, such as mistakes or overhead; may be repeated. full has all of them."),
     ] = None,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Whether right results are timed; else they are judged alone.")

@@ -33,7 +33,7 @@ from .store import to_json
 from .timing import Call, Sampling, no_garbage_collection, seconds, time_blocks
 
 _REPORT_EVERY = 0.2  # seconds between two progress lines
-_ALONE = 5  # calls of the bare forward before the backend is opened
+_ALONE = 3  # calls of the bare forward before the backend is opened
 
 
 class Report:
@@ -127,7 +127,7 @@ def backend(job: dict[str, Any], report: Report) -> None:
     model, tokenizer, work = _load(job, task, report)
     bare = task.bare(model, work)
     report.stage("timing the bare forward alone")
-    seconds(bare, 2)
+    seconds(bare, 1)
     with no_garbage_collection():
         figures["bare_alone_s"] = float(np.median([seconds(bare, 1) for _ in range(_ALONE)]))
     figures["loaded_bytes"], marked = resident(), memory.mark()
