@@ -136,7 +136,7 @@ def run(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="smoke: a tiny model, about a minute; default: a real one, half an hour; full: with every study, hours."
+            help="smoke: a tiny model, a minute; default: a real one, half an hour; full: and every study, hours."
         ),
     ] = None,
     backend: Annotated[list[str] | None, typer.Option(help="May be repeated; else all that are installed.")] = None,
