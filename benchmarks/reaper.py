@@ -64,6 +64,8 @@ def start(command: list[str], output: int, work: Work | None) -> int:
             ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(70)
+            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+                file.write("1000")  # where memory runs out, the system kills the cell and not the runner
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of gigabytes must not fill the disk
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)

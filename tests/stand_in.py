@@ -91,6 +91,9 @@ def main(folder: Path) -> None:
         case "print one line":
             for _ in range(1600):
                 sys.stdout.write("x" * 62_500)
+        case "say its score":
+            print(Path("/proc/self/oom_score_adj").read_text(), flush=True)
+            os._exit(3)
         case "fork":
             children(folder)
         case "fork and hang":

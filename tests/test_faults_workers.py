@@ -152,6 +152,12 @@ def test_a_worker_that_takes_more_than_its_share_is_stopped_before_memory_runs_o
     assert behaving("", again, memory=5e9).cell["status"] == "right", "one that holds less goes on"
 
 
+@pytest.mark.skipif(not reaper.LINUX, reason="other systems have no such score")
+def test_where_memory_runs_out_the_system_kills_the_cell_first(tmp_path: Path) -> None:
+    assert behaving("say its score", tmp_path).cell["log"][-2:] == ["1000", ""]
+    assert Path("/proc/self/oom_score_adj").read_text() != "1000\n", "the runner is not offered"
+
+
 def test_cells_that_start_at_once_leave_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that forks is started with settings of its own, which several threads ask for at a time."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
