@@ -65,7 +65,7 @@ def test_each_cell_has_a_process_of_its_own_in_which_nothing_is_left_of_another(
         (tmp_path / name).mkdir()
         outcome = forked(Looks, tmp_path / name, threads=threads)
         assert outcome.cell["status"] == "done", outcome.cell
-        assert len(outcome.samples) == 4
+        assert 3 <= len(outcome.samples) <= 4, "a machine with much else to do takes fewer"
         found.append(printed(tmp_path / name))
     one, two = found
     assert one["pid"][0] != two["pid"][0]
