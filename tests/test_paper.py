@@ -112,7 +112,7 @@ def test_a_bare_number_is_no_name(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("# names\nGPT-2\n\nfloat64\n")
     assert read_names(path) == ["GPT-2", "float64"]
-    for bad in ("42", "7.5 %", "three"):
+    for bad in ("42", "7.5 %", "three", "44 mistakes"):
         path.write_text(f"GPT-2\n{bad}\n")
         with pytest.raises(InputError, match="line 2"):
             read_names(path)

@@ -59,7 +59,7 @@ def read_names(path: Path) -> list[str]:
     """The declared names: one a line; empty lines and those that begin with # are passed over.
 
     Raises:
-        InputError: it cannot be read, or a line is a bare number.
+        InputError: it cannot be read, or a line has a number that stands by itself.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -70,7 +70,7 @@ def read_names(path: Path) -> list[str]:
         name = line.strip()
         if not name or name.startswith("#"):
             continue
-        if not re.search(r"[A-Za-z]", name) or name.lower() in WORDS:
-            raise InputError(f"{path}, line {number}: {name!r} is a number and no name; make it a macro")
+        if name.lower() in WORDS or any(not re.search(r"[A-Za-z]", word) for word in name.split()):
+            raise InputError(f"{path}, line {number}: {name!r} counts something and is no name; make it a macro")
         names.append(name)
     return names
