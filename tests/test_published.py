@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosslens.adapters import InputError
@@ -32,9 +32,10 @@ from crosslens.benchmarks.published.__main__ import main
 from crosslens.benchmarks.published.catalogue import CLAIMS, groups
 from crosslens.benchmarks.published.claim import Claim, Found, Kept, Scale, Source, found, short, verdict
 from crosslens.benchmarks.published.disk import megabytes
+from crosslens.benchmarks.published.intervene import mlp, tdhook_intervenes
 from crosslens.benchmarks.published.page import escaped, latex, markdown, rows
 from crosslens.benchmarks.published.study import checked, run, study
-from crosslens.benchmarks.published.subjects import agree, mlp
+from crosslens.benchmarks.published.subjects import agree
 from crosslens.benchmarks.published.worker import measured
 
 TINY = Scale(tiny=True)
@@ -54,6 +55,7 @@ def timed(ratio: float, spread: float = 0.01, processes: int = 3, seed: int = 0)
     ]
 
 
+@settings(max_examples=40)
 @given(ratio=st.floats(0.05, 50), claimed=st.floats(0.05, 50))
 def test_a_ratio_agrees_if_and_only_if_its_interval_covers_the_figure(ratio: float, claimed: float) -> None:
     claim = a_claim(claimed, half=0.0)
@@ -350,7 +352,7 @@ def test_their_way_of_timing_drops_what_is_negative(monkeypatch: pytest.MonkeyPa
 
 def test_the_edits_of_the_mlp_by_hand() -> None:
     model, x = mlp(4, 5, 0), torch.randn(2, 5)
-    state, after, last = tdhook_bench.tdhook_intervenes(model, x, 3)
+    state, after, last = tdhook_intervenes(model, x, 3)
     first = model.layers[0](x)
     torch.testing.assert_close(state, first)
     torch.testing.assert_close(after, first + 3)

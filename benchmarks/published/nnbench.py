@@ -65,8 +65,8 @@ def _nnsight(module: Any, clean: Tensor, corrupt: Tensor) -> tuple[Callable[[], 
     return attribute, forward
 
 
-def _plainly(model: Any, clean: Tensor, corrupt: Tensor) -> Callable[[], Tensor]:
-    """The same by hooks and PyTorch's own gradient: of the blocks' outputs alone, not of every weight."""
+def _plainly(model: Any, clean: Tensor, corrupt: Tensor, *, weights: bool = False) -> Callable[[], Tensor]:
+    """The same by hooks and PyTorch's own gradient: of the blocks' outputs alone, or of every weight too."""
 
     def outputs(ids: Tensor) -> list[Tensor]:
         kept: list[Tensor] = []
@@ -84,7 +84,14 @@ def _plainly(model: Any, clean: Tensor, corrupt: Tensor) -> Callable[[], Tensor]
 
     def attribute() -> Tensor:
         there, here = outputs(clean), outputs(corrupt)
-        slopes = torch.autograd.grad(_metric(model.transformer, model.lm_head, here[-1]).sum(), here)
+        metric = _metric(model.transformer, model.lm_head, here[-1]).sum()
+        if weights:
+            for each in here:
+                each.retain_grad()
+            metric.backward()
+            slopes = [each.grad for each in here if each.grad is not None]
+        else:
+            slopes = list(torch.autograd.grad(metric, here))
         return torch.stack([((a - b) * slope).sum() for a, b, slope in zip(there, here, slopes, strict=True)]).detach()
 
     return attribute
@@ -112,19 +119,34 @@ def plainly(scale: Scale) -> Kept:
     return paired(_plainly(model, clean, corrupt), forward, scale)
 
 
+def with_weights(scale: Scale) -> Kept:
+    """The same with a backward that fills the gradient of every weight."""
+    model, clean, corrupt = _subject(scale)
+    attribute = _plainly(model, clean, corrupt, weights=True)
+    try:
+        error = agree(attribute(), _plainly(model, clean, corrupt)(), "attributions", 1e-3)
+        return paired(attribute, lambda: model(corrupt).logits, scale, error=error)
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
 def _parts(seen: Found, rows: Mapping[str, Found]) -> str:
-    plain = rows.get("nnbench.plain")
-    if seen.estimate is None or plain is None or plain.estimate is None:
+    plain, full = rows.get("nnbench.plain"), rows.get("nnbench.weights")
+    if plain is None or plain.estimate is None or full is None or full.estimate is None:
         return "not established"
     return (
-        "Two forwards and a backward. By hooks, with gradients of the blocks' outputs alone, they take "
-        f"{short(plain.estimate.value)} plain forwards here (next row); through nnsight, `backward` fills the gradient "
-        "of every weight too. There the forward ran on a GPU."
+        "Two forwards and a backward, which through nnsight fills the gradient of every weight. By hooks that takes "
+        f"{short(full.estimate.value)} plain forwards here, with gradients of the blocks' outputs alone "
+        f"{short(plain.estimate.value)} (next rows). There the forward ran on a GPU."
     )
 
 
 def _plain(seen: Found, rows: Mapping[str, Found]) -> str:
     return "What the method itself costs here: no library, no gradient of weights."
+
+
+def _full(seen: Found, rows: Mapping[str, Found]) -> str:
+    return "No library either, but `backward`, which computes and adds up a gradient that nobody asked for."
 
 
 _WORKLOAD = "GPT-2 small (random weights), eager, two prompts of 8 tokens, CPU"
@@ -135,6 +157,9 @@ CLAIMS = (
           why=_parts),
     Claim("nnbench.plain", FINDINGS, "the same without a library: not published", None,
           _WORKLOAD + "; by hooks, to a plain forward", group="nnsight", measure=plainly, why=_plain),
+    Claim("nnbench.weights", FINDINGS, "the same, gradients of weights too: not published", None,
+          _WORKLOAD + "; by hooks and `backward`, to a plain forward", group="nnsight", measure=with_weights,
+          why=_full),
     Claim("nnbench.vllm", FINDINGS, "logit lens of a llama on vLLM: right token .13, no error", None,
           missing="vLLM, and the GPU that it needs"),
 )  # fmt: skip

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .claim import Claim, Found, Kept, Scale, Source, milliseconds, short
-from .subjects import agree, gpt2, mlp, paired, shadow, tokens
+from .intervene import mlp
+from .subjects import agree, gpt2, paired, shadow, tokens
 
 NOTES = Source(
     "nnsight, release notes of 0.6.0",

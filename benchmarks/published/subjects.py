@@ -37,28 +37,6 @@ def tokens(model: Any, rows: int, length: int, seed: int) -> Tensor:
     return torch.randint(model.config.vocab_size, (rows, length), generator=draw)
 
 
-class MLP(nn.Module):
-    """`height` linear layers of one width, each followed by a ReLU: as in TDHook's benchmark, and in nnsight's."""
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        self.height, self.width = height, width
-        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(height)])
-        self.activation = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, width) -> (batch, width)."""
-        for layer in self.layers:
-            x = self.activation(layer(x))
-        return x
-
-
-def mlp(height: int, width: int, seed: int) -> MLP:
-    """A seeded one."""
-    torch.manual_seed(seed)
-    return MLP(height, width).eval()
-
-
 def shadow(model: nn.Module) -> Any:
     """A copy of the tree of modules that shares the weights, for a library that rewires what it is given."""
     return Shadow(model).module

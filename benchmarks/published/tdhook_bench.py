@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .claim import Claim, Found, Kept, Scale, Source, milliseconds, short
 from .disk import megabytes
-from .subjects import MLP, agree, gpt2, mlp, paired, shadow, tokens
+from .intervene import TIMES, mlp, nnsight_intervenes, tdhook_intervenes
+from .subjects import agree, gpt2, paired, shadow, tokens
 from .whole_process import by_difference
 
 PAPER = Source(
@@ -30,7 +31,6 @@ BENCH = Source(
     "2025",
 )
 TARGETS = (4, 7)  # the outputs that its integrated gradients explain
-TIMES = 10  # edits of `mlp_intervene`, its programs' default
 
 
 def _cached(scale: Scale) -> tuple[Any, Tensor]:
@@ -92,38 +92,6 @@ def cache_transformer_lens(scale: Scale) -> Kept:
     return paired(
         lambda: bridge.run_with_cache(ids), theirs, scale, tensors=len(other), compared=len(compared), error=error
     )
-
-
-def tdhook_intervenes(model: MLP, x: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The task `mlp_intervene` by tdhook 0.3's `HookSession`: the first layer's output put behind the last but one, one
-    added to it `times` times; that output, what it became, and the last layer of it."""
-    from tdhook.session import HookSession
-    from tdhook.targets import Target
-
-    units = tuple(range(model.width))
-    first, target = (Target(f"layers.{n}", "activation", -1, units) for n in (0, model.height - 2))
-    with HookSession(model) as session:
-        state = session.capture(first, detach=False)
-        session.replace(target, state)
-        for _ in range(times):
-            before = session.capture(target, detach=False)
-            session.replace(target, before, transform=lambda value: value + 1)
-        after = session.capture(target)
-        model(x)
-    return state.values[-1], after.values[-1], model.layers[-1](after.values[-1])
-
-
-def nnsight_intervenes(wrapped: Any, x: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by nnsight, as its program has it."""
-    with wrapped.trace(x):
-        state = wrapped.layers[0].output.save()
-        wrapped.layers[-2].output[:] = state
-        for _ in range(times):
-            added = wrapped.layers[-2].output + 1
-            wrapped.layers[-2].output[:] = added
-        after = wrapped.layers[-2].output.save()
-        last = wrapped.layers[-1](after).save()
-    return state, after, last
 
 
 def intervene(scale: Scale) -> Kept:

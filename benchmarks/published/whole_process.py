@@ -5,7 +5,6 @@ python -m crosslens.benchmarks.published.whole_process tdhook --run
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 import time
@@ -64,36 +63,19 @@ def _spread(spawns: list[float], each: int) -> float:
 
 def _timed(library: str, *, run: bool) -> tuple[float, float]:
     """Seconds of a whole process, and of the task inside it (0 if it is not run)."""
-    command = [sys.executable, "-P", "-W", "ignore", "-m", __name__, library, *(["--run"] if run else [])]
+    command = [
+        sys.executable,
+        "-P",
+        "-W",
+        "ignore",
+        "-m",
+        f"{__package__}.intervene",
+        library,
+        *(["--run"] if run else []),
+    ]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     spent = time.perf_counter() - start
     if done.returncode:
         raise ValueError(f"{library}: {done.stderr.strip().rpartition(chr(10))[2]}")
     return spent, float(done.stdout.split()[-1])
-
-
-def main(library: str, run: bool) -> float:
-    """Prepare `mlp_intervene`, run it once if asked to; seconds of the latter."""
-    import torch
-
-    from . import tdhook_bench
-    from .subjects import mlp
-
-    model, x = mlp(10, 10, 42), torch.randn(10, 10)
-    if library == "nnsight":
-        from nnsight import NNsight
-
-        wrapped = NNsight(model)
-    else:
-        importlib.import_module("tdhook.session")  # preparing imports, as theirs does
-    start = time.perf_counter()
-    if run and library == "nnsight":
-        tdhook_bench.nnsight_intervenes(wrapped, x, tdhook_bench.TIMES)
-    elif run:
-        tdhook_bench.tdhook_intervenes(model, x, tdhook_bench.TIMES)
-    return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    print(main(sys.argv[1], "--run" in sys.argv[2:]))
