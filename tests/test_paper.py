@@ -336,9 +336,10 @@ def test_folders_that_cannot_be_used_are_refused(run: Path, paper: Path, tmp_pat
     with pytest.raises(InputError, match=r"no \.tex"):
         paper_command(run, tmp_path_with(tmp_path / "empty"), only_check=True)
     broken = shutil.copytree(run, tmp_path / "broken")
-    (broken / "studies" / "mistakes.json").write_text("{")
-    with pytest.raises(InputError, match=r"mistakes\.json"):
-        paper_command(broken, paper, only_check=False)
+    for text, said in (("{", r"mistakes\.json"), ('{"outcomes": [{}]}', "studies/mistakes is not what")):
+        (broken / "studies" / "mistakes.json").write_text(text)
+        with pytest.raises(InputError, match=said):
+            paper_command(broken, paper, only_check=False)
     assert {path: path.stat().st_mtime_ns for path in paper.rglob("*")} == before
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from crosslens.tasks.page import split_layer
 
-from .sources import Results
+from .sources import Results, reading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,5 +103,6 @@ def render(results: Results) -> dict[str, bytes]:
     found: dict[str, Any] = {}
     for file, (study, make) in FIGURES.items():
         if study in results.studies:
-            found[file] = make(results)
+            with reading(results, study):
+                found[file] = make(results)
     return found

@@ -21,7 +21,7 @@ from ..tables import CONTROL, tables
 from . import macros_use as use
 from . import others
 from .latex import extent, listed, name, signed, significant, words
-from .sources import Results
+from .sources import Results, reading
 from .tables import SHOWN, averages_over_kinds, truth
 
 Macros = dict[str, str]
@@ -196,7 +196,8 @@ def macros(results: Results) -> Macros:
     found: Macros = {}
     for study, make in PARTS:
         if study is None or study in results.studies:
-            found |= make(results)
+            with reading(results, study):
+                found |= make(results)
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,20 @@ def read(folder: Path, outcomes: Path = SHIPPED) -> Results:
     if not backends:
         raise InputError(f"{outcomes} holds no outcomes; `crosslens check NAME --save {outcomes}` writes them")
     return Results(folder, run, studies, backends)
+
+
+@contextmanager
+def reading(results: Results, study: str | None) -> Iterator[None]:
+    """Say which file it was where what a study kept cannot be understood.
+
+    Raises:
+        InputError: instead of whatever was raised.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        where = results.folder / ("studies" if study else "") / (study or "run.json")
+        raise InputError(f"{where} is not what this version of crosslens reads: {error!r}; measure it again") from error
 
 
 def newest(results: Path) -> Path:

@@ -21,7 +21,7 @@ from ..tables import CONTROL, tables
 from . import others
 from . import tables_use as use
 from .latex import floating, listed, name, significant, tabular
-from .sources import Results
+from .sources import Results, reading
 
 
 def features(results: Results) -> str:
@@ -174,6 +174,7 @@ def render(results: Results) -> dict[str, str]:
     found = {}
     for file, (study, make) in TABLES.items():
         if study is None or study in results.studies:
-            made: str | Sequence[str] = make(results)
+            with reading(results, study):
+                made: str | Sequence[str] = make(results)
             found[file] = made if isinstance(made, str) else "\n".join(made)
     return found
