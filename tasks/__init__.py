@@ -2,6 +2,7 @@
 
 from .base import Result, Score, Task
 from .compare import compare
+from .compare_shards import compare_on_ray
 from .comparison import Comparison
 from .models import known_models, load_model
 from .recorder import Recorder
@@ -17,6 +18,7 @@ __all__ = [
     "Score",
     "Task",
     "compare",
+    "compare_on_ray",
     "known_models",
     "load_model",
     "load_task",

@@ -23,12 +23,14 @@ import pytest
 from crosslens.adapters import BackendNotInstalledError, InputError, open_inspector
 from crosslens.benchmarks import cli
 from crosslens.benchmarks.executors import executor, on_ray
+from crosslens.benchmarks.plan import Plan
 from crosslens.benchmarks.run import execute, facts
 from crosslens.benchmarks.store import RunFolder, StoredRun, read_run
 from crosslens.tasks import Comparison, compare, load_model, ray_cluster
 from crosslens.tasks.compare_shards import compare_on_ray
 from crosslens.tasks.ray_pool import MOST_TRIES, Lost, Pool
 
+from .gated import GATE
 from .test_compare import stories
 from .test_runner import ROOT, Right, Told, a_plan
 
@@ -38,7 +40,7 @@ SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster of a head without CPUs and three nodes with two each; this process is its driver."""
     from ray.cluster_utils import Cluster
 
@@ -47,6 +49,7 @@ def nodes() -> Iterator[Any]:
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # others may fill the memory of the machine
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv(GATE, str(tmp_path_factory.mktemp("gate") / "open"))
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
         try:
             for _ in range(3):
@@ -84,7 +87,7 @@ def raylet_of(node: Any) -> int:
     return int(raylet.process.pid)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "it did not happen"
@@ -140,9 +143,10 @@ from pathlib import Path
 from crosslens.benchmarks.executors import executor, joined
 from crosslens.benchmarks.run import execute, facts
 from crosslens.benchmarks.store import RunFolder
-from tests.test_runner import Right, Told, a_plan
+from tests.test_ray import gated
+from tests.test_runner import Told
 
-plan, now = a_plan(Right), facts(a_plan(Right), "ray")
+plan, now = gated(), facts(gated(), "ray")
 with joined("ray", sys.argv[2], plan):
     folder = RunFolder(Path(sys.argv[1]), now)
     with executor("ray", plan, folder, Told(), now["environment"]) as cells:
@@ -150,10 +154,14 @@ with joined("ray", sys.argv[2], plan):
 """
 
 
+def gated() -> Plan:
+    return replace(a_plan(Right), tasks=("tests.gated:Gated",))
+
+
 def test_a_run_loses_and_doubles_no_cell_when_the_driver_is_killed_and_a_node_is_lost(
     nodes: Any, tmp_path: Path
 ) -> None:
-    out, plan = tmp_path / "run", a_plan(Right)
+    out, plan = tmp_path / "run", gated()
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(out), nodes.address], cwd=ROOT, env=os.environ)
     try:
         wait_for(lambda: lines(out / "cells.jsonl") or driver.poll() is not None)
@@ -169,9 +177,11 @@ def test_a_run_loses_and_doubles_no_cell_when_the_driver_is_killed_and_a_node_is
 
     def lose_one_node() -> None:
         first, second = wait_for(lambda: busy if len(busy := at_work()) == 2 else None)
+        wait_for(lambda: "running the task" in told.stages)
         held.extend([first.ppid(), second.ppid()])
         (raylet,) = (node for node in nodes.list_all_nodes() if raylet_of(node) == held[0])
         nodes.remove_node(raylet)
+        Path(os.environ[GATE]).touch()
 
     held: list[int] = []  # nodes at work when one was lost, by their process
     with executor("ray", plan, folder, told, now["environment"]) as cells:
@@ -189,6 +199,7 @@ def test_a_run_loses_and_doubles_no_cell_when_the_driver_is_killed_and_a_node_is
     assert len(told.finished) == len(run.cells) - len(before)
     assert max(cell.get("tries", 1) for cell in run.cells) == 2, "the lost node's cell ran again"
     assert {cell["status"] for cell in run.cells} == {"done", "right"}
+    assert "once more, since its node was lost" in told.stages
     same_as_here(run, out)
     alone(run)
 
