@@ -37,7 +37,7 @@ _LEVEL = logging.getLogger("urllib3").level
 from inseq.attr.feat import FeatureAttribution  # noqa: E402  the line above must see the process as it was
 from inseq.attr.feat.ops.value_zeroing import ValueZeroing  # noqa: E402
 from inseq.attr.step_functions import logit_fn, probability_fn  # noqa: E402
-from inseq.data import BatchEmbedding, BatchEncoding, DecoderOnlyBatch  # noqa: E402
+from inseq.data import BatchEmbedding, BatchEncoding, DecoderOnlyBatch, FeatureAttributionStepOutput  # noqa: E402
 from inseq.models.huggingface_model import HuggingfaceDecoderOnlyModel  # noqa: E402
 from inseq.models.model_config import ModelConfig  # noqa: E402
 from inseq.utils.hooks import get_last_variable_assignment_position  # noqa: E402
@@ -119,7 +119,7 @@ class InseqInspector(AttributionInspector):
         fn = probability_fn if rows.of == "probability" else logit_fn
         contrast = {} if rows.minus is None else {"minus": rows.minus[:, None]}
         try:
-            with eager_attention(wrapped.model, eager), _no_tracing_left():
+            with eager_attention(wrapped.model, eager), _no_tracing_left(), _own_dtype():
                 return attribution.filtered_attribute_step(
                     batch, rows.token[:, None], partial(_target, fn), attribution_args=options,
                     attributed_fn_args=contrast,
@@ -172,6 +172,20 @@ def _no_tracing_left() -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+@contextmanager
+def _own_dtype() -> Iterator[None]:
+    """What a step gives is cast to float32 as it is made; in a float64 model that would lose half of its digits."""
+
+    def to(self: Any, device: Any) -> Any:
+        return self if device is torch.float32 else super(FeatureAttributionStepOutput, self).to(device)
+
+    FeatureAttributionStepOutput.to = to
+    try:
+        yield
+    finally:
+        del FeatureAttributionStepOutput.to
 
 
 def _no_tokenizer() -> PreTrainedTokenizerFast:
