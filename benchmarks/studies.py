@@ -75,6 +75,12 @@ def _scaling(path: Path) -> str:
     return markdown(_read(path))
 
 
+def _correctness(path: Path) -> str:
+    from .correctness.table import markdown
+
+    return markdown(_read(path))
+
+
 def _claims(path: Path) -> str:
     from .claims.__main__ import page
 
@@ -104,6 +110,7 @@ STUDIES = {
     "idioms": Study("what it takes to say fourteen operations in each library", _idioms),
     "mistakes": Study("what happens when a user gets it wrong", _mistakes),
     "residue": Study("what each library leaves behind on model, process and machine", _residue),
+    "correctness": Study("what is right, of every site by every operation, and what is rounding", _correctness),
     "claims": Study("what libraries do when they are used directly: silent errors, each with its program", _claims),
     "known_truth": Study("who finds a planted difference, and one that is not there", _known_truth, ".jsonl"),
     "stories": Study("what was hard and is now short: the programs of examples/, and what they print", _stories),

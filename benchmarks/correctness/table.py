@@ -18,19 +18,19 @@ from .oracle import THROUGHOUT
 LISTED = 150
 """Bad answers that the page lists; the JSON has all."""
 
-_INSEQ = (
-    "inseq casts what every method returns to float32, whatever the model's dtype (`FeatureAttributionStepOutput`, "
-    "inseq 0.7.1); crosslens gives it the model's dtype again, and in float64 half of the digits are lost."
-)
-_CAPTUM = (
-    "captum multiplies the gradient at each node of integrated gradients by a step size that it rounds to float32, "
-    "whatever the model's dtype (`torch.tensor(step_sizes).float()` in `IntegratedGradients._attribute`, captum "
-    "0.9.0), and tdhook attributes through it: in float64 half of the digits are lost."
-)
-_CAUSES = {("inseq", "attribute"): _INSEQ} | dict.fromkeys(
-    (("captum", "attribute:integrated_gradients"), ("tdhook", "attribute:integrated_gradients")), _CAPTUM
-)
-"""Backend and operation -> what was found to be behind float32 in float64."""
+_INTEGRATED, _OCCLUSION = "attribute:integrated_gradients", "attribute:occlusion"
+_CAUSES = {
+    _INTEGRATED: (
+        "captum multiplies the gradient at each node of integrated gradients by a step size that it rounds to float32, "
+        "whatever the model's dtype (`torch.tensor(step_sizes).float()` in `IntegratedGradients._attribute`, captum "
+        "0.9.0), and inseq and tdhook attribute through it: in float64 half of the digits are lost."
+    ),
+    _OCCLUSION: (
+        "inseq's occlusion is captum's `Occlusion`, whose result is rounded to float32; the captum backend takes "
+        "`FeatureAblation`, which is the same without that."
+    ),
+}
+"""Operation -> what was found to be behind float32 in float64."""
 
 _LETTERS: dict[Class, str] = {
     "exact": "=", "noise": "~", "refused": "r", "wrong": "W", "silently wrong": "S", "error": "E",
@@ -49,9 +49,10 @@ bfloat16 can hold, so a cell has one right answer in all dtypes."""
 _CLASSES = f"""An answer is
 
 - **exact** (`=`): the same bits, or in float64 no further from the reference than rounding to float64 explains;
-- **noise** (`~`): off by no more than rounding explains, *and* exact when the same cell is run in float64. Rounding
-  shrinks by 2^29 from float32 and by 2^45 from bfloat16; an error stays. Also a float64 answer that is exact in another
-  arithmetic than the one asked for (below), and a method that is defined in float32;
+- **noise** (`~`): off by no more than rounding explains, *and* exact when the same cell is run in float64, or no more
+  than one rounding to float32 off there. Rounding shrinks by 2^29 from float32 and by 2^45 from bfloat16; an error
+  stays. Also a float64 answer that is exact in another arithmetic than the one asked for (below), and that of a method
+  which is defined in float32 (value zeroing);
 - **wrong** (`W`): off by more, or by something that stays in float64, and anybody can see it: by a shape, a dtype, a
   NaN or a warning; **silently wrong** (`S`): nothing tells;
 - **refused** (`r`): an `UnsupportedError` that says why; **error** (`E`): any other exception, or the process died.
@@ -151,7 +152,7 @@ def _most(found: Iterable[Row], dtype: str) -> float | None:
 
 def _shrinks(found: Sequence[Row]) -> float | None:
     """Smallest ratio of a cell's noise to its error in float64, in the arithmetic that it is exact in."""
-    double = {row.cell: row.verdict.distance for row in found if row.dtype == "float64"}
+    double = {row.cell: row.verdict.distance for row in found if row.dtype == "float64" and row.verdict.name not in BAD}
     ratios = []
     for row in found:
         far, near = row.verdict.distance, double.get(row.cell)
@@ -244,12 +245,8 @@ def _bad(found: Sequence[Row]) -> Iterator[str]:
         what = row.verdict.why.replace("\n", " ")
         table.append([f"`{row.backend}`", f"`{row.cell.id}`", row.dtype, row.verdict.name, *figures, what])
     yield _grid(table)
-    lost = [row for row in bad if row.dtype == "float64" and row.verdict.distance]
-    yield from dict.fromkeys(
-        cause
-        for (backend, operation), cause in _CAUSES.items()
-        if any(row.backend == backend and row.cell.operation.startswith(operation) for row in lost)
-    )
+    lost = {row.cell.operation for row in bad if row.dtype == "float64" and row.verdict.distance}
+    yield from (cause for operation, cause in _CAUSES.items() if operation in lost)
     if len(bad) > LISTED:
         yield f"And {len(bad) - LISTED} more, in the JSON."
 
