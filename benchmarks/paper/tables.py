@@ -40,33 +40,47 @@ def features(results: Results) -> str:
     return floating("features", caption, body, size="scriptsize", gap=2)
 
 
-def tasks(results: Results) -> str:
-    """Every task of the run: whether it is right, and what a call costs."""
-    found = tables(results.run)
-    backends = results.run.facts["arguments"]["backends"]
-    heads = ["task", "A/A", *(part for each in backends for part in (name(each), "error"))]
-    body = []
-    for table in found:
-        rows = {row.backend: row for row in table.rows}
-        control = rows.get(CONTROL)
-        cells = [escape_latex(table.task), _ratio(control)]
-        for each in backends:
-            row = rows.get(each)
-            cells += [_ratio(row), "" if row is None or row.error is None else significant(row.error, 1)]
-        body.append(cells)
-    repeats = results.run.facts["arguments"]["repeats"]
+def tasks(results: Results) -> list[str]:
+    """Every task of the run: whether it is right, and what a call costs; as many tables as have room."""
+    found, asked = tables(results.run), results.run.facts["arguments"]
+    several = len({table.task for table in found}) < len(found)
     pairs = [row.pairs for table in found for row in table.rows if row.pairs and not row.control]
     models = listed(escape_latex(each) for each in dict.fromkeys(table.model for table in found))
     extent = f"{min(pairs)} to {max(pairs)} pairs" if pairs else "no pairs"
-    processes = "one process" if repeats == 1 else f"{repeats} processes"
+    processes = "one process" if asked["repeats"] == 1 else f"{asked['repeats']} processes"
     caption = (
-        r"\textbf{The tasks.} A call through the backend over the bare forward on the same inputs, timed "
+        r"A call through the backend over the bare forward on the same inputs, timed "
         rf"alternately: median with its 95\,\% bootstrap interval, from {extent} in {processes} a cell; beside it the "
         "largest error relative to the largest figure of a reference that depends on no backend. A/A is the bare "
         f"forward against itself. A wrong result has no time. On {models}, float32, {results.machine}, "
-        f"{results.run.facts['arguments'].get('jobs', 1)} cells at a time."
+        f"{asked.get('jobs', 1)} cells at a time."
     )
-    return floating("tasks", caption, tabular("ll" + "lr" * len(backends), heads, body), wide=True, size="scriptsize")
+    parts = [
+        (asked["backends"][i : i + _ACROSS], found[j : j + _DOWN])
+        for i in range(0, len(asked["backends"]), _ACROSS)
+        for j in range(0, len(found), _DOWN)
+    ]
+    made = []
+    for number, (backends, some) in enumerate(parts):
+        heads = ["task", "A/A", *(part for each in backends for part in (name(each), "error"))]
+        body = []
+        for table in some:
+            rows = {row.backend: row for row in table.rows}
+            cells = [escape_latex(f"{table.task}, {table.model}" if several else table.task), _ratio(rows.get(CONTROL))]
+            for each in backends:
+                row = rows.get(each)
+                cells += [_ratio(row), "" if row is None or row.error is None else significant(row.error, 1)]
+            body.append(cells)
+        title = rf"\textbf{{The tasks{', continued' if number else ''}.}} "
+        made.append(
+            floating(f"tasks{number or ''}", title + caption, tabular("ll" + "lr" * len(backends), heads, body),
+                     wide=True, size="scriptsize")
+        )  # fmt: skip
+    return made
+
+
+_ACROSS, _DOWN = 4, 55
+"""Backends and tasks of one table: what fits a page."""
 
 
 def _ratio(row: Any) -> str:
