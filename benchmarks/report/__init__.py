@@ -19,7 +19,7 @@ from crosslens.tasks.parts import replace_file
 
 from .blocks import Block, Heat, Section, listing, paragraph
 from .charts import swatch
-from .headline import NOTES, headline
+from .headline import headline
 from .programs import Programs
 from .results import asked, environment, every_cell, glance, overhead, tasks
 from .studies import sections
@@ -75,7 +75,7 @@ def _sections(run: StoredRun, folder: Path, programs: Programs) -> list[Section]
     everything = every_table(run)
     rendered = [table for table in everything if isinstance(table, Table)]
     studied, absent = sections(folder, programs)
-    overview: list[Block] = [*asked(run), headline(run, rendered, folder), listing(NOTES)]
+    overview: list[Block] = [*asked(run), *headline(run, rendered, folder)]
     seen = glance(run, rendered, programs)
     overview += [seen] if seen else [paragraph("No cell of a backend has finished: there is no table yet.")]
     found = [overhead(rendered), tasks(everything)]

@@ -13,14 +13,14 @@ from crosslens.benchmarks.store import StoredRun
 from crosslens.benchmarks.studies import STUDIES
 from crosslens.benchmarks.tables import Table as Results
 
-from .blocks import Table
+from .blocks import Block, Table, listing
 
 Counts = dict[str, str]
 """Backend -> what a column says of it."""
 
 
-def headline(run: StoredRun, tables: Sequence[Results], folder: Path) -> Table:
-    """One row for each backend of the run, and for each that only a study used.
+def headline(run: StoredRun, tables: Sequence[Results], folder: Path) -> list[Block]:
+    """One row for each backend of the run, and for each that only a study used; and what its columns hold.
 
     Raises:
         InputError: a study's file is damaged.
@@ -33,12 +33,12 @@ def headline(run: StoredRun, tables: Sequence[Results], folder: Path) -> Table:
         ("right", ("right",)),
         ("wrong", ("wrong",)),
         ("failed", ("crashed", "out-of-memory", "timeout", "failed", "vacuous")),
-        ("cannot or not run", ("unsupported", "skipped", "not run")),
+        ("cannot", ("unsupported", "skipped", "not run")),
     ):
         hits = Counter(row.backend for row in rows if row.result.partition(" (")[0] in counted)
         columns[title] = {name: f"{hits[name]} of {of[name]}" if title == "right" else str(hits[name]) for name in of}
-    columns["ratio to bare, least and most"] = _ratios(tables)
-    for name, (title, count) in _STUDIES.items():
+    columns[_RATIO] = _ratios(tables)
+    for name, (title, _, count) in _STUDIES.items():
         kept = folder / "studies" / f"{name}{STUDIES[name].kept if name in STUDIES else '.json'}"
         if kept.exists():
             try:
@@ -55,21 +55,29 @@ def headline(run: StoredRun, tables: Sequence[Results], folder: Path) -> Table:
     versions |= {row.backend: row.version.partition("+")[0] for row in rows if row.version}
     titles = [title for title, counts in columns.items() if counts]
     body = [[name, versions.get(name, ""), *(columns[title].get(name, "") for title in titles)] for name in names]
-    return Table(
-        "Headline of each backend", ["backend", "version", *titles], body, frozenset(range(2, 2 + len(titles)))
-    )
+    head = ["backend", "version", *titles]
+    table = Table("Headline of each backend", head, body, frozenset(range(2, len(head))))
+    notes = [
+        "right, wrong, failed, cannot: tasks, each on a model, through the Inspector; cannot: unsupported, skipped or "
+        "not run."
+    ]
+    if _RATIO in titles:
+        notes.append(
+            f"{_RATIO}: the smallest and the largest median over the tasks that it got right; no mean is taken here, "
+            "since backends differ in the tasks that they can do."
+        )
+    notes += [f"{title}: {about}" for title, about, _ in _STUDIES.values() if title in titles]
+    return [table, listing(notes)]
 
 
 def _ratios(tables: Sequence[Results]) -> Counts:
-    """Smallest and largest median ratio over the tasks that a backend got right, with the task."""
-    found: dict[str, list[tuple[float, str]]] = {}
+    """Smallest and largest median ratio over the tasks that a backend got right."""
+    found: dict[str, list[float]] = {}
     for table in tables:
         for row in table.rows:
             if row.ratio is not None and not row.control:
-                found.setdefault(row.backend, []).append((row.ratio.value, table.task))
-    return {
-        name: f"{min(each)[0]:.2f} {min(each)[1]}, {max(each)[0]:.2f} {max(each)[1]}" for name, each in found.items()
-    }
+                found.setdefault(row.backend, []).append(row.ratio.value)
+    return {name: " to ".join(dict.fromkeys((f"{min(v):.2f}", f"{max(v):.2f}"))) for name, v in found.items()}
 
 
 def _backend(library: str) -> str:
@@ -116,18 +124,28 @@ def _idioms(kept: Any) -> Counts:
     return _counted((e["library"] for e in kept), (e["library"] for e in kept if e["outcome"] == "right"))
 
 
-NOTES = (
-    "right, wrong, failed, cannot or not run: tasks. Ratio: the smallest and the largest median over the tasks that it "
-    "got right, each with its task; no mean is taken here, since backends differ in the tasks that they can do. "
-    "answers not right: wrong or an error, of the correctness study. All of these are through the Inspector.",
-    "silent errors: programs that follow its documentation and are silently wrong. mistakes silent: of those that can "
-    "be made with it. left behind: kinds of differences after its own clean-up. operations: said rightly, of all "
-    "operations and families. All of these are of the library used directly. Blank where nothing was measured.",
-)
-_STUDIES: dict[str, tuple[str, Callable[[Any], Counts]]] = {
-    "correctness": ("answers not right", _correctness),
-    "claims": ("silent errors", _claims),
-    "mistakes": ("mistakes silent", _mistakes),
-    "residue": ("left behind", _residue),
-    "idioms": ("operations", _idioms),
+_RATIO = "ratio to bare"
+_STUDIES: dict[str, tuple[str, str, Callable[[Any], Counts]]] = {
+    "correctness": (
+        "answers not right",
+        "wrong answers and errors of the correctness study, through the Inspector.",
+        _correctness,
+    ),
+    "claims": (
+        "silent errors",
+        "programs that follow the library's documentation, without the Inspector, and are silently wrong.",
+        _claims,
+    ),
+    "mistakes": (
+        "mistakes silent",
+        "of the mistakes that can be made with the library used directly, those that give a wrong result silently.",
+        _mistakes,
+    ),
+    "residue": (
+        "left behind",
+        "kinds of differences after one use of the library directly, and its own clean-up.",
+        _residue,
+    ),
+    "idioms": ("operations", "said rightly with the library used directly, of all operations and families.", _idioms),
 }
+"""Study -> its column, what that holds, and how it is counted."""
