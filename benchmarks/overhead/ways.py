@@ -63,7 +63,6 @@ class Way:
         reason: why, where it is not right.
         result: of the last call.
         first_s: of the first call.
-        expected_s: of the second, by which samples are counted out.
         device_bytes: that a call allocates on the device at its peak; None on the CPU.
         seconds: of one call, each sample.
     """
@@ -73,7 +72,6 @@ class Way:
     reason: str = ""
     result: Any = None
     first_s: float = 0.0
-    expected_s: float = 0.0
     device_bytes: int | None = None
     seconds: list[float] = field(default_factory=list)
 
@@ -111,13 +109,15 @@ class Cell:
         self._parameters, self._cuda, self._patience, self._clock = parameters, cuda, patience, clock
 
     def judge(self) -> None:
-        """Call every way twice, and hold what it gives to what plain hooks give; must go before `sample`.
+        """Hold what every way gives to what plain hooks give; must go before `sample`.
+
+        What is captured is captured twice, to see that the second does not change the first.
 
         Raises:
             AssertionError: the operation does nothing that could be seen.
         """
         for way in self.ways.values():
-            self._twice(way)
+            self._first(way)
         want, bare = self.ways["native"].result, self.ways["bare"].result
         if isinstance(want, Tensor) and want.shape == bare.shape and want.numel():
             effect = difference(bare, want)
@@ -152,27 +152,29 @@ class Cell:
         return {**self.place, "ways": ways}
 
     def _wanted(self, way: Way) -> bool:
-        least = 1 if way.expected_s > PATIENCE / 2 else 2
-        most = min(self.samples, max(least, int(self._patience / max(way.expected_s, 1e-9))))
-        return len(way.seconds) < most
+        taken = way.seconds
+        if not taken or len(taken) >= self.samples:
+            return not taken
+        again = sum(taken) + taken[-1] <= self._patience
+        return again or (len(taken) == 1 and taken[-1] < PATIENCE / 2)
 
-    def _twice(self, way: Way) -> None:
+    def _first(self, way: Way) -> None:
         if way.call is None:
             return
         try:
             with broken_off(LIMIT):
                 start = self._clock()
-                first = way.call()
+                first = way.result = way.call()
                 self._synchronise()
                 way.first_s = self._clock() - start
+            if not self._cuda and not isinstance(first, list):
+                return
             if self._cuda:
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
             with broken_off(LIMIT):
-                start = self._clock()
                 way.result = way.call()
                 self._synchronise()
-                way.expected_s = self._clock() - start
             if self._cuda:
                 way.device_bytes = torch.cuda.max_memory_allocated() - before
             if shared := _shared(first, way.result):
@@ -181,7 +183,8 @@ class Cell:
             way.end("slow", f"one call took more than {LIMIT:.0f} s and was broken off")
         except Exception as error:  # whatever a library raises is a result
             way.end(*_why(error))
-        self._forget_gradients()
+        finally:
+            self._forget_gradients()
 
     def _hold(self) -> None:
         want = self.ways["native"].result

@@ -83,6 +83,12 @@ def grown(kept: Mapping[str, Any], backend: str, what: str) -> Estimate | None:
     return None
 
 
+def calls_read(kept: Mapping[str, Any], backend: str) -> int:
+    """Over how many calls memory was read."""
+    every = (process["found"].get("growth", {}) for process in _processes(kept, None, backend))
+    return max((int(found.get("calls", 0)) for found in every), default=0)
+
+
 def faults(kept: Mapping[str, Any]) -> dict[str, list[str]]:
     """What went wrong and is not a time -> where."""
     found: dict[str, list[str]] = {}

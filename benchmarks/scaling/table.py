@@ -10,7 +10,7 @@ from crosslens.benchmarks.render import escape_latex
 
 from .axes import AXES
 from .fit import Line
-from .reading import backends, closing, faults, grown, line, wrapping
+from .reading import backends, calls_read, closing, faults, grown, line, wrapping
 
 _HEAD = """# How costs grow
 
@@ -99,17 +99,27 @@ def _wrapping(kept: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _growth(kept: Mapping[str, Any]) -> list[str]:
-    rows = [["backend", "bytes a call [95 %]", "objects a call [95 %]", "device bytes a call [95 %]", "verdict"]]
-    calls = kept["settings"]["calls"]
+    rows = [
+        ["backend", "bytes a call [95 %]", "objects a call [95 %]", "device bytes a call [95 %]", "calls", "verdict"]
+    ]
     for name in dict.fromkeys(process["job"]["backend"] for process in kept["processes"]):
         held, objects, device = (grown(kept, name, what) for what in ("bytes", "objects", "device_bytes"))
         if held is not None and objects is not None:
             grows = [what for what, e in (("memory", held), ("objects", objects)) if e.low > 0]
             verdict = f"{' and '.join(grows)} grow{'s' if grows == ['memory'] else ''}" if grows else "no growth shown"
-            rows.append([name, _shown(held), _shown(objects), _shown(device) or "not measured", verdict])
+            rows.append(
+                [
+                    name,
+                    _shown(held),
+                    _shown(objects),
+                    _shown(device) or "not measured",
+                    str(calls_read(kept, name)),
+                    verdict,
+                ]
+            )
     text = (
-        f"Resident memory and Python's objects over {calls} calls that record every block, in one process; intervals "
-        "are the bootstrap's over the increments."
+        "Resident memory and Python's objects over calls that record every block, in one process; intervals are the "
+        "bootstrap's over the increments."
     )
     return ["## Memory", text, _grid(rows)] if len(rows) > 1 else []
 

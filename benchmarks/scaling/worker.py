@@ -1,7 +1,7 @@
 """Measures one backend at every point, in a process of its own: `python -m crosslens.benchmarks.scaling.worker JOB`.
 
 A job: `backend`, `repeat`, `device`, `axes` (name -> values), `samples`, `calls` of the memory's growth (0 for none),
-`seconds` and `threads`. Points come in an order drawn anew; at each a model is made, opened, timed in blocks of bare,
+`seconds` and `threads`. Points come in a shuffled order; at each a model is made, opened, timed in blocks of bare,
 plain hooks and the backend, and closed.
 """
 
@@ -34,7 +34,10 @@ SETTLED = 30
 """Calls before the first reading."""
 WRAPPED = ("depth", "width")
 """Axes along which wrapping is measured."""
+LEAST = 50
+"""Calls over which memory is read, however slow they are."""
 _OPENINGS = 3
+_READING = 30.0  # seconds of calls over which memory is read
 _PATIENCE = 2.0  # seconds of samples of one way at one point
 
 
@@ -45,7 +48,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"version": library_version(kind.library or "torch"), "points": []}
     drawn = random.Random(f"{job['backend']} {job['repeat']}")
     places = [(axis, x) for axis, values in job["axes"].items() for x in values]
-    drawn.shuffle(places)
+    random.Random(0).shuffle(places)  # the same in each process: where time is short, all lack the same points
     at_point(kind, AXES["depth"].points()[2], {}, 1, drawn, job["device"])  # what the first use of a library costs
     start = time.monotonic()
     for axis, x in places:
@@ -107,20 +110,27 @@ def grown(kind: type[Inspector], calls: int, device: str) -> dict[str, Any]:
 
 
 def readings(call: Call, calls: int) -> dict[str, Any]:
-    """Bytes resident, on the device and objects of Python's, every `EVERY` calls, after `SETTLED` of them."""
+    """Bytes resident, on the device and objects of Python's, every `EVERY` calls, after `SETTLED` of them.
+
+    Of slow calls there are fewer; `calls` says how many there were.
+    """
     for _ in range(SETTLED):
         call()
+    start = time.monotonic()
     gc.collect()
     gc.freeze()  # only what comes from now on is looked through
-    out: dict[str, Any] = {"calls": calls, "every": EVERY, "bytes": [], "objects": [], "device_bytes": []}
+    out: dict[str, Any] = {"calls": 0, "every": EVERY, "bytes": [], "objects": [], "device_bytes": []}
     try:
         for done in range(calls + 1):
             if done % EVERY == 0:
+                out["calls"] = done
                 gc.collect()
                 out["bytes"].append(resident())
                 out["objects"].append(len(gc.get_objects()))
                 if torch.cuda.is_available():
                     out["device_bytes"].append(torch.cuda.memory_allocated())
+                if done >= LEAST and time.monotonic() - start > _READING:
+                    break
             if done < calls:
                 call()
     finally:
