@@ -85,7 +85,7 @@ _REPLACED = Support(
 )
 
 _OUTPUT = "what the model returns"
-SINGLE_SOFTMAX = ("llama", "gpt_neox")
+SINGLE_SOFTMAX = ("llama", "gpt_neox", "qwen2", "qwen3", "mistral", "gemma2", "phi3")
 """Families whose eager attention in Hugging Face takes its softmax in float32 whatever the dtype of the model."""
 
 

@@ -13,7 +13,7 @@ from crosslens.adapters.conformance.kit import FAMILIES
 
 from . import oracle, own_forward
 from .asking import Distance, ask, distance
-from .design import DTYPES, Cell
+from .design import ATTENTIONS, DTYPES, Cell
 from .judge import MARGIN, Verdict, floors, judge
 from .scene import Outputs, Scene, dtype_of, model_of
 
@@ -33,7 +33,8 @@ class Reference:
         asked = self.scene.cell.attention
         if self.scene.cell.local == "attn.pattern" or self.scene.cell.method == "attention":
             asked = "eager"
-        return list(dict.fromkeys((asked, "eager", oracle.THROUGHOUT)))
+        others = ATTENTIONS if self.scene.cell.family != "gemma2" else ATTENTIONS[:1]  # transformers has no other
+        return list(dict.fromkeys((asked, *others, oracle.THROUGHOUT)))
 
     def value(self, arithmetic: str) -> Tensor | None:
         """Of the cell's edit."""
