@@ -54,12 +54,15 @@ reproduce: $(READY)
 	@$(BIN)/crosslens run $$(test -e $(REPRODUCED)/run.json && echo --resume || echo --suite full) --out $(REPRODUCED) $(ARGS)
 	@$(BIN)/crosslens diff "$$(ls -d results/*/ | tail -n 1)" $(REPRODUCED)
 
+LATEX := max_print_line=1000 latexmk -pdf -silent -outdir=build -interaction=nonstopmode -halt-on-error
 paper: $(READY)
 	@command -v latexmk >/dev/null || { echo "paper: latexmk is not there; on Debian and Ubuntu: apt install latexmk" \
 	    "texlive-latex-extra texlive-fonts-recommended texlive-bibtex-extra" >&2; exit 1; }
 	@$(BIN)/crosslens paper
-	@cd paper && latexmk -pdf -quiet -interaction=nonstopmode -halt-on-error -output-directory=build crosslens.tex \
-	    && cp build/crosslens.pdf crosslens.pdf
+	@cd paper && mkdir -p build && { $(LATEX) crosslens.tex >build/latexmk.log 2>&1 || \
+	    { tail -n 30 build/latexmk.log >&2; exit 1; }; }
+	@$(BIN)/python -m crosslens.benchmarks.paper.proof paper/build/crosslens.log
+	@cp paper/build/crosslens.pdf paper/crosslens.pdf
 	@$(BIN)/crosslens paper --check
 
 # Workers share the cores, so each keeps to one thread.
