@@ -169,6 +169,7 @@ def kept() -> dict[str, Any]:
     with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "_LEAST_SECONDS", 0.0)  # what is timed says nothing: once is enough
         patch.setattr(timing, "_MOST_WARMUPS", 2)
+        patch.setattr(timing.gc, "collect", lambda: 0)
         values = {each: [measured(each, TINY)] for each in LIGHT}
     return {
         "environment": {
