@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from crosslens.adapters import Edit
 from crosslens.adapters.architectures import describe
+from crosslens.adapters.conformance.families import rotary_frequencies
 from crosslens.adapters.conformance.right import LAYER
 
 from .design import EDITS
@@ -44,6 +45,18 @@ def model(family: str, dtype: str, attention: str) -> Any:
     return model_of(family, dtype, attention)[0]
 
 
+@cache
+def _exact_model(family: str, dtype: str) -> Any:
+    """The same with the rotary frequencies that its config defines, which a model holds rounded to float32."""
+    net = model_of(family, dtype, "eager")[0]
+    for module in net.modules():
+        held = getattr(module, "inv_freq", None)
+        if isinstance(held, Tensor):
+            module.inv_freq = rotary_frequencies(net.config.rope_parameters["rope_theta"], 2 * len(held))
+            assert torch.allclose(module.inv_freq.float(), held, rtol=1e-6, atol=0), "other frequencies"
+    return net
+
+
 def drawn(scene: Scene, arithmetic: str) -> Tensor | None:
     """The value of the cell's edit, in float64: at a cut what another run has there, else random."""
     if scene.cell.operation not in ("replace", "add"):
@@ -58,7 +71,7 @@ def drawn(scene: Scene, arithmetic: str) -> Tensor | None:
 
 def _asked(scene: Scene, dtype: str, arithmetic: str) -> tuple[Any, AbstractContextManager[Any]]:
     if arithmetic == THROUGHOUT:
-        return model(scene.cell.family, dtype, "eager"), _Throughout()
+        return _exact_model(scene.cell.family, dtype), _Throughout()
     return model(scene.cell.family, dtype, arithmetic), nullcontext()
 
 
