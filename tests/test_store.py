@@ -192,3 +192,9 @@ def test_missing_pieces_are_named(folder: RunFolder, tmp_path: Path) -> None:
     (folder.path / "cells.jsonl").unlink()
     with pytest.raises(InputError, match=r"it has no cells\.jsonl"):
         read_run(folder.path)
+
+
+def test_half_a_surrogate_pair_is_kept_as_its_escape() -> None:
+    """As in an error of a library that cut a text in the middle."""
+    text = to_json({"reason": "cut \ud83d"})
+    assert text.encode() == b'{"reason": "cut \\\\ud83d"}'
