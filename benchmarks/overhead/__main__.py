@@ -22,8 +22,8 @@ from .figure import figure
 from .operations import OPERATIONS, check_family
 from .table import markdown
 
-SMALL = ("small", 1, 16, tuple(OPERATIONS), 3)
-LARGE = ("large", 4, 32, ("capture_residuals", "capture_everything", "zero"), 2)
+SMALL = ("small", 1, 16, tuple(OPERATIONS), 4)
+LARGE = ("large", 4, 32, ("capture_residuals", "capture_everything"), 2)
 """Name, batch, tokens, operations, samples of each."""
 SECONDS = 900.0
 """That one process may take."""
@@ -61,7 +61,7 @@ def main(
     backend: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
     model: Annotated[str, typer.Option(help="of the family llama, see `crosslens models`")] = "smollm2-135m",
     processes: Annotated[int, typer.Option(min=1, help="of each backend")] = 3,
-    seconds: Annotated[float, typer.Option(min=0, help="of blocks in one process, after which no more begin")] = 15.0,
+    seconds: Annotated[float, typer.Option(min=0, help="of blocks in one process, after which no more begin")] = 8.0,
     quick: Annotated[bool, typer.Option(help="one process, two blocks, the small shape")] = False,
 ) -> None:
     """What each operation costs through each backend, and what of it the common interface costs."""

@@ -18,7 +18,7 @@ from crosslens.adapters.architectures import Architecture, describe
 from crosslens.adapters.plan import Point, locate
 from crosslens.benchmarks.timing import Call
 
-NEW = 8
+NEW = 5
 """Tokens of a generation."""
 FACTOR = -3.0
 """That a head is multiplied by: enough to show in the logits."""

@@ -197,7 +197,7 @@ def _without(every: Sequence[Cell]) -> str:
     for cell in every:
         for way, said in (("through", "through the Inspector"), ("directly", "directly")):
             status, reason = cell.why(way)
-            if status in ("wrong", "failed", "slow"):
+            if status in ("wrong", "failed", "slow", "vacuous"):
                 line = f"{cell.backend} {said}: {status}, {reason}"
                 found.setdefault(line, []).append(f"{cell.operation} ({cell.shape})")
     lines = [f"- {line}: {', '.join(dict.fromkeys(places))}" for line, places in found.items()]

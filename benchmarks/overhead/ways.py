@@ -59,7 +59,7 @@ class Way:
 
     Args:
         call: does it; None where `status` says why not.
-        status: `right`, `wrong`, `unsupported`, `impossible`, `no program`, `slow` or `failed`; or `bare`.
+        status: `right`, `wrong`, `unsupported`, `impossible`, `no program`, `slow`, `vacuous`, `failed`; or `bare`.
         reason: why, where it is not right.
         result: of the last call.
         first_s: of the first call.
@@ -112,16 +112,16 @@ class Cell:
         """Hold what every way gives to what plain hooks give; must go before `sample`.
 
         What is captured is captured twice, to see that the second does not change the first.
-
-        Raises:
-            AssertionError: the operation does nothing that could be seen.
+        Where an edit does nothing that could be seen, no way has a time.
         """
         for way in self.ways.values():
             self._first(way)
         want, bare = self.ways["native"].result, self.ways["bare"].result
         if isinstance(want, Tensor) and want.shape == bare.shape and want.numel():
             effect = difference(bare, want)
-            assert effect >= LEAST_EFFECT, f"{self.place}: what is done changes the result by {effect:.2g}, too little"
+            if not effect >= LEAST_EFFECT:
+                for way in self.ways.values():
+                    way.end("vacuous", f"the edit changes the result by {effect:.2g} of it: too little to judge by")
         self._hold()
 
     def sample(self, drawn: random.Random) -> None:
