@@ -20,6 +20,7 @@ def figure(kept: Mapping[str, Any]) -> Figure:
     A cost that is not above 0 has no place on such an axis and is left out.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     axes, names = list(kept["settings"]["axes"]), backends(kept)
     columns = min(3, len(axes)) or 1
@@ -32,14 +33,19 @@ def figure(kept: Mapping[str, Any]) -> Figure:
         for i, name in enumerate(names):
             points = {x: e for x, e in curve(kept, name, axis).items() if e.value > 0}
             if points:
-                low = [min(e.value - max(e.low, 1e-9), 0.999 * e.value) for e in points.values()]
+                low = [e.value - max(e.low, 1e-9) for e in points.values()]
                 high = [e.high - e.value for e in points.values()]
                 panel.errorbar(
                     list(points), [e.value for e in points.values()], yerr=[low, high], label=name, markersize=4,
-                    marker=_MARKERS[i % len(_MARKERS)], color=f"C{i % 10}", linewidth=1, capsize=2,
+                    marker=_MARKERS[i % len(_MARKERS)], color=f"C{i % 10}", linewidth=1,
                 )  # fmt: skip
+        values = kept["settings"]["axes"][axis]
         panel.set_xscale("log")
         panel.set_yscale("log")
+        panel.set_xticks(values, map(str, values), minor=False)
+        panel.xaxis.set_minor_locator(NullLocator())
+        lowest = min((y for each in panel.lines for y in each.get_ydata() if y > 0), default=1.0)
+        panel.set_ylim(bottom=lowest / 3)  # an interval that reaches 0 would reach down without end
         panel.set_title(f"by {axis}", fontsize=9)
         panel.set_xlabel(f"{AXES[axis].unit}s" if axis != "width" else "d_model", fontsize=8)
         panel.tick_params(labelsize=7)
