@@ -250,7 +250,7 @@ def test_broken_values_are_wrong_and_right_ones_are_not(broken: type[HooksInspec
     about_values = any(broken in BROKEN[promise] for promise in OF_VALUES) and broken.__name__ not in NOT_OF_VALUES
     classes = _classes(broken)
     assert bool(classes & WRONG) == about_values, classes
-    assert about_values or classes == {"exact"}
+    assert about_values or classes <= {"exact", "noise"}
 
 
 def test_the_sound_one_is_exact_or_noise_in_every_dtype() -> None:
@@ -402,7 +402,7 @@ def test_the_page_says_what_is_kept() -> None:
     assert "| `hooks` | torch 2 | 2 | 3 | 1 | 2 | 0 | 0 | 0 | 0 | 1.0e-15 | 1.0e-06 |  | 1.0e+09 |" in page
     assert "- `hooks`: 1 of 2 float64 answers are those of eager attention" in page
     assert f"| `other` | `{CELLS[1].id}` | float64 | wrong | inf | inf | 0 | 0 | site: a \\| b |" in page
-    assert "- `other`, 1: other does not support x (never): z" in page
+    assert "- `other`, 1: backend 'other' does not support x (never): z" in page
     assert "| `gone` | not installed |" in page
     assert "| `attn.z` | =1 ~1 | r1 |" in page
     assert markdown(_kept()) == page
@@ -412,7 +412,7 @@ def test_the_page_says_what_is_kept() -> None:
 
 def test_the_table_fits_a_column_in_latex(tmp_path: Path) -> None:
     table = latex(_kept())
-    assert r"hooks & 1 & 2 & 0 & 0 & $1\cdot 10^{-15}$ & $1\cdot 10^{-6}$ & -- \\" in table
+    assert r"hooks & 1 & 2 & 0 & 0 & 1e$-15$ & 1e$-6$ & -- \\" in table
     if shutil.which("pdflatex") is None:
         pytest.skip("there is no pdflatex")
     long = table.replace("hooks &", r"transformer\_lens &").replace("& 1 & 2 & 0 & 0 &", "& 1234 & 2345 & 345 & 12 &")

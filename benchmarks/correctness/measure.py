@@ -33,7 +33,8 @@ class Reference:
         asked = self.scene.cell.attention
         if self.scene.cell.local == "attn.pattern" or self.scene.cell.method == "attention":
             asked = "eager"
-        others = ATTENTIONS if self.scene.cell.family != "gemma2" else ATTENTIONS[:1]  # transformers has no other
+        alone = self.scene.cell.local == "attn.pattern" or self.scene.cell.family == "gemma2"  # no fused attention
+        others = ATTENTIONS[:1] if alone else ATTENTIONS
         return list(dict.fromkeys((asked, *others, oracle.THROUGHOUT)))
 
     def value(self, arithmetic: str) -> Tensor | None:
@@ -104,9 +105,8 @@ def _cell(lenses: Lenses, cell: Cell, dtypes: Sequence[str]) -> dict[str, Verdic
     floor: dict[str, float] = {}
     answers: dict[str, Outputs] = {}
     for dtype in dtypes:
-        given = _Asked(lenses, scene, dtype)
+        given, value = _Asked(lenses, scene, dtype), reference.value(reference.arithmetics[0])
         try:
-            value = reference.value(reference.arithmetics[0])
             given.ask(value)
         except UnsupportedError as error:
             verdicts[dtype] = Verdict("refused", why=str(error))

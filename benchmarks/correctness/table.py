@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -87,10 +86,10 @@ def latex(kept: Mapping[str, Any]) -> str:
     Needs booktabs. Stands by itself in any document of 10 point or less whose columns are 3.3 inches wide.
     """
     found = list(rows(kept))
-    lines = [r"\begingroup\small\setlength{\tabcolsep}{2.6pt}", r"\begin{tabular}{lrrrrrrr}", r"\toprule"]
+    lines = [r"\begingroup\small\setlength{\tabcolsep}{2.6pt}", r"\begin{tabular}{@{}lrrrrrrr@{}}", r"\toprule"]
     lines.append(r"& \multicolumn{4}{c}{answers} & \multicolumn{3}{c}{largest relative error} \\")
     lines.append(r"\cmidrule(lr){2-5}\cmidrule(l){6-8}")
-    lines.append(r"backend & exact & noise & refused & wrong & f64 & f32 & bf16 \\")
+    lines.append(r"backend & exact & noise & ref. & wrong & f64 & f32 & bf16 \\")
     lines.append(r"\midrule")
     for name, each in kept["backends"].items():
         own = [row for row in found if row.backend == name]
@@ -102,7 +101,7 @@ def latex(kept: Mapping[str, Any]) -> str:
         errors = [_power(_most(own, dtype)) for dtype in DTYPES]
         lines.append(" & ".join([escape_latex(name), *map(str, cells), *errors]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}\endgroup"]
-    lines.append("% wrong: wrong, silently wrong or error. A refusal counts once, not once a dtype.")
+    lines.append("% ref.: refused, once and not once a dtype. wrong: wrong, silently wrong or error.")
     return "\n".join(lines) + "\n"
 
 
@@ -272,13 +271,13 @@ def _figure(x: float | None) -> str:
 
 
 def _power(x: float | None) -> str:
-    """`2e-15` as LaTeX has it; a dash where there is none."""
+    """`2e-15`, short enough for a column; a dash where there is none."""
     if x is None:
         return "--"
     if x == 0:
         return "0"
-    power = math.floor(math.log10(x))
-    return rf"${x / 10**power:.0f}\cdot 10^{{{power}}}$"
+    digit, _, power = f"{x:.0e}".partition("e")
+    return f"{digit}e${int(power)}$"
 
 
 def _grid(table: Sequence[Sequence[str]]) -> str:
