@@ -1,0 +1,199 @@
+"""The README's figures and tables, rendered from the newest run in `results/`.
+
+python -m crosslens.benchmarks.readme           # writes them into README.md
+python -m crosslens.benchmarks.readme --check   # exit status 1 where one differs
+
+They stand between `<!-- from results: NAME -->` and `<!-- end -->`; what is outside is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from crosslens.adapters import CrosslensError, InputError
+from crosslens.tasks.parts import replace_file
+
+from .columns import ratio_text
+from .paper.latex import words
+from .paper.macros import macros
+from .paper.sources import Results, newest, read
+from .plan import implementation
+from .summary import Summary, every_table
+from .tables import Table
+
+_BLOCK = re.compile(r"(<!-- from results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_SHOWN = ("ioi", "steering")
+_TEX = (
+    (r"\\texttt\{([^}]*)\}", r"`\1`"),
+    (r"\\allowbreak ?", ""),
+    (r"\\,", " "),
+    (r"\$(-?[\d.]+)\\cdot10\^\{(-?\d+)\}\$", r"\1e\2"),
+    (r"\\([&%$#_{}])", r"\1"),
+)
+"""What macros of the paper hold of LaTeX, and what stands for it here."""
+
+
+def summary(results: Results) -> str:
+    """What each backend got right over all tasks, and what a call costs."""
+    (found,) = (table for table in every_table(results.run) if isinstance(table, Summary))
+    lines = [["backend", "right", "cannot", "else", "ratio to bare [95 %]", "over", "largest error"]]
+    for row in found.rows:
+        lines.append(
+            [
+                f"`{row.backend}`", f"{row.right}", f"{row.unsupported}", f"{row.wrong + row.other}",
+                "" if row.ratio is None else ratio_text(row.ratio), f"{row.compared or ''}",
+                "" if row.error is None else f"{row.error:.1e}",
+            ]
+        )  # fmt: skip
+    return "\n".join(_grid(lines)) + "\n"
+
+
+def shown_tasks(results: Results) -> str:
+    """Two of the tasks, in short."""
+    parts = []
+    for table in every_table(results.run):
+        if isinstance(table, Table) and table.task in _SHOWN:
+            lines = [["backend", "result", "largest error", "ratio to bare [95 %]", "task s", "peak MB"]]
+            for row in table.rows:
+                lines.append(
+                    [
+                        f"`{row.backend}`", row.result, "" if row.error is None else f"{row.error:.1e}",
+                        "" if row.ratio is None else ratio_text(row.ratio),
+                        "" if row.task_s is None else f"{row.task_s:.1f}",
+                        "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
+                    ]
+                )  # fmt: skip
+            parts.append(f"**{table.task}**\n\n" + "\n".join(_grid(lines)) + f"\n\n**Finding:** {table.finding}\n")
+    return "\n".join(parts)
+
+
+def studies(results: Results) -> str:
+    """A line on each study, with where it is."""
+    found = {name: plain(text) for name, text in macros(results).items()}
+    where = f"results/{results.folder.name}/studies"
+    lines = [
+        f"- [{name}]({where}/{name}.md): {text.format_map(found)}"
+        for name, text in _STUDIES.items()
+        if results.studies.get(name) is not None
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_STUDIES = {
+    "mistakes": "{Mistakes} mistakes that users make. Silently wrong: {SilentRanked}. crosslens refuses {RefusedOurs} "
+    "and does what was meant in {RightOurs}.",
+    "claims": "{Claims} silent errors ({ClaimsRanked}), each a program that says what the documentation leads one "
+    "to expect, what comes out, and the right way. They run with the tests, and say when an upgrade mends "
+    "one.",
+    "idioms": "{Operations} operations as the shortest honest program in each library, run on two families and held "
+    "to a reference. The median operation takes {LinesHooks} lines in plain hooks, {LinesOurs} in "
+    "crosslens, {LinesOthers} in the others.",
+    "residue": "what a documented use leaves on model, tokenizer, process and machine. Everyday uses of the model "
+    "that go otherwise afterwards: {ResidueBehaviour}. Through crosslens none does, {ResidueOurs}.",
+    "correctness": "{CorrectAnswers} answers of {CorrectBackends} backends, every site by operation, family, dtype, "
+    "attention, padding and batch: {CorrectExact} exact, {CorrectNoise} off by rounding that vanishes in "
+    "float64, {CorrectRefused} refused, {CorrectBad} bad.",
+    "overhead": "what each of eleven operations costs through the Inspector and in each library's own way.",
+    "scaling": "what a call costs whatever its size, and what each further site, edit, block, token and row adds.",
+    "published": "figures that others published about these libraries, measured again, with the reason where they "
+    "differ.",
+    "known_truth": "differences of {TruthKinds} kinds are planted, and the comparison has to find where. AUROC over "
+    "places {TruthAuroc}, against {TruthRivals}; where nothing is planted it declares something in "
+    "{TruthFalse} of the runs (nominal {TruthLevel}). It is beaten by {TruthLost}.",
+    "coverage": "how often the intervals of the tables hold a ratio that is known, in simulated runs.",
+}
+
+
+def features(results: Results) -> str:
+    """What the kit proves of each backend."""
+    from .matrix import summary as of_kit
+
+    return of_kit(results.backends)
+
+
+def costs(results: Results) -> str:
+    """Recording every residual stream, from the overhead study."""
+    kept = results.studies.get("overhead")
+    if kept is None:
+        return "Not measured in this run.\n"
+    from .overhead.reading import cells
+
+    lines = [["backend", "through the Inspector", "the library directly", "price of the interface"]]
+    for cell in cells(kept):
+        if (cell.operation, cell.shape) == ("capture_residuals", "small"):
+            ways = [cell.ratio("inspector", "bare"), cell.ratio("direct", "bare"), cell.ratio("inspector", "direct")]
+            lines.append([f"`{cell.backend}`", *("" if each is None else ratio_text(each) for each in ways)])
+    return "\n".join(_grid(lines)) + "\n"
+
+
+def times(results: Results) -> str:
+    """How long the run took, and on what."""
+    arguments = results.run.facts["arguments"]
+    seconds = sum(cell.get("seconds", 0.0) for cell in results.run.cells) / arguments["jobs"]
+    backends = {implementation(cell["backend"]) for cell in results.run.cells if cell["backend"]}
+    return (
+        f"{len(results.run.cells)} cells, {words(len(arguments['tasks']))} tasks on {words(len(backends))} backends: "
+        f"{seconds / 60:.0f} minutes on {results.machine}, no GPU.\n"
+    )
+
+
+BLOCKS: Mapping[str, Callable[[Results], str]] = {
+    "times": times, "summary": summary, "tasks": shown_tasks, "studies": studies, "features": features, "costs": costs,
+}  # fmt: skip
+
+
+def rendered(text: str, results: Results) -> str:
+    """The README with every block as the run has it.
+
+    Raises:
+        InputError: a block of another name.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        if match[2] not in BLOCKS:
+            raise InputError(f"README.md has a block {match[2]!r}; there are {', '.join(BLOCKS)}")
+        return f"{match[1]}{BLOCKS[match[2]](results)}{match[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def _grid(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; figures stand to the right."""
+    head, *rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return [head, "|" + "|".join(["---"] + ["--:"] * (len(lines[0]) - 1)) + "|", *rows]
+
+
+def plain(text: str) -> str:
+    """What a macro of the paper says, as Markdown."""
+    for pattern, by in _TEX:
+        text = re.sub(pattern, by, text)
+    return text
+
+
+def main(
+    readme: Annotated[Path, typer.Option(help="The file.")] = Path("README.md"),
+    results: Annotated[Path | None, typer.Option(help="Folder of a run; else the newest in results/.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; say whether it differs.")] = False,
+) -> None:
+    """Render the README's figures and tables from a run."""
+    try:
+        text = readme.read_text(encoding="utf-8")
+        made = rendered(text, read(results or newest(Path("results"))))
+        if made != text and not check:
+            replace_file(readme, made.encode())
+    except (CrosslensError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    if check and made != text:
+        Console(stderr=True).print(f"{readme} differs from its results: python -m crosslens.benchmarks.readme")
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
