@@ -28,7 +28,7 @@ from .summary import Summary, every_table
 from .tables import Table
 
 _BLOCK = re.compile(r"(<!-- from results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-_SHOWN = ("ioi", "steering")
+_SHOWN = "ioi"
 _TEX = (
     (r"\\texttt\{([^}]*)\}", r"`\1`"),
     (r"\\allowbreak ?", ""),
@@ -42,35 +42,31 @@ _TEX = (
 def summary(results: Results) -> str:
     """What each backend got right over all tasks, and what a call costs."""
     (found,) = (table for table in every_table(results.run) if isinstance(table, Summary))
-    lines = [["backend", "right", "cannot", "else", "ratio to bare [95 %]", "over", "largest error"]]
+    lines = [["backend", "right", "cannot", "else", "ratio to plain hooks [95 %]", "over", "largest error"]]
     for row in found.rows:
         lines.append(
             [
                 f"`{row.backend}`", f"{row.right}", f"{row.unsupported}", f"{row.wrong + row.other}",
-                "" if row.ratio is None else ratio_text(row.ratio), f"{row.compared or ''}",
+                "" if row.to_hooks is None else ratio_text(row.to_hooks), f"{row.compared or ''}",
                 "" if row.error is None else f"{row.error:.1e}",
             ]
         )  # fmt: skip
     return "\n".join(_grid(lines)) + "\n"
 
 
-def shown_tasks(results: Results) -> str:
-    """Two of the tasks, in short."""
-    parts = []
-    for table in every_table(results.run):
-        if isinstance(table, Table) and table.task in _SHOWN:
-            lines = [["backend", "result", "largest error", "ratio to bare [95 %]", "task s", "peak MB"]]
-            for row in table.rows:
-                lines.append(
-                    [
-                        f"`{row.backend}`", row.result, "" if row.error is None else f"{row.error:.1e}",
-                        "" if row.ratio is None else ratio_text(row.ratio),
-                        "" if row.task_s is None else f"{row.task_s:.1f}",
-                        "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
-                    ]
-                )  # fmt: skip
-            parts.append(f"**{table.task}**\n\n" + "\n".join(_grid(lines)) + f"\n\n**Finding:** {table.finding}\n")
-    return "\n".join(parts)
+def shown_task(results: Results) -> str:
+    """One of the tasks, in short."""
+    (table,) = (each for each in every_table(results.run) if isinstance(each, Table) and each.task == _SHOWN)
+    lines = [["backend", "result", "largest error", "ratio to bare [95 %]", "task s", "peak MB"]]
+    for row in (row for row in table.rows if row.result != "unsupported"):
+        lines.append(
+            [
+                f"`{row.backend}`", row.result, "" if row.error is None else f"{row.error:.1e}",
+                "" if row.ratio is None else ratio_text(row.ratio), "" if row.task_s is None else f"{row.task_s:.1f}",
+                "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
+            ]
+        )  # fmt: skip
+    return f"**{table.task}**\n\n" + "\n".join(_grid(lines)) + f"\n\n**Finding:** {table.finding}\n"
 
 
 def studies(results: Results) -> str:
@@ -114,7 +110,7 @@ def features(results: Results) -> str:
     """What the kit proves of each backend."""
     from .matrix import summary as of_kit
 
-    return of_kit(results.backends)
+    return of_kit(sorted(results.backends, key=lambda each: each.name != "hooks"))
 
 
 def costs(results: Results) -> str:
@@ -144,7 +140,7 @@ def times(results: Results) -> str:
 
 
 BLOCKS: Mapping[str, Callable[[Results], str]] = {
-    "times": times, "summary": summary, "tasks": shown_tasks, "studies": studies, "features": features, "costs": costs,
+    "times": times, "summary": summary, "tasks": shown_task, "studies": studies, "features": features, "costs": costs,
 }  # fmt: skip
 
 

@@ -358,12 +358,6 @@ def test_the_newest_run_is_the_one_that_was_started_last(run: Path, tmp_path: Pa
 
 
 def test_the_committed_paper_is_that_of_the_committed_results() -> None:
-    folder = sorted((ROOT / "results").glob("*/run.json"))[-1].parent
-    facts = json.loads((folder / "run.json").read_text())
-    if (facts["format"], facts["started"]) == (1, "2026-11-26T02:24:59+00:00"):  # before blocks held native hooks
-        with pytest.raises(InputError, match="format 1"):
-            sources.read(folder)
-        return
     assert check(generate.generated(sources.read(sources.newest(ROOT / "results"))), PAPER) == []
 
 
