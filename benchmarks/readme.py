@@ -113,21 +113,6 @@ def features(results: Results) -> str:
     return of_kit(sorted(results.backends, key=lambda each: each.name != "hooks"))
 
 
-def costs(results: Results) -> str:
-    """Recording every residual stream, from the overhead study."""
-    kept = results.studies.get("overhead")
-    if kept is None:
-        return "Not measured in this run.\n"
-    from .overhead.reading import cells
-
-    lines = [["backend", "through the Inspector", "the library directly", "price of the interface"]]
-    for cell in cells(kept):
-        if (cell.operation, cell.shape) == ("capture_residuals", "small"):
-            ways = [cell.ratio("inspector", "bare"), cell.ratio("direct", "bare"), cell.ratio("inspector", "direct")]
-            lines.append([f"`{cell.backend}`", *("" if each is None else ratio_text(each) for each in ways)])
-    return "\n".join(_grid(lines)) + "\n"
-
-
 def times(results: Results) -> str:
     """How long the run took, and on what."""
     arguments = results.run.facts["arguments"]
@@ -140,7 +125,7 @@ def times(results: Results) -> str:
 
 
 BLOCKS: Mapping[str, Callable[[Results], str]] = {
-    "times": times, "summary": summary, "tasks": shown_task, "studies": studies, "features": features, "costs": costs,
+    "times": times, "summary": summary, "tasks": shown_task, "studies": studies, "features": features,
 }  # fmt: skip
 
 
