@@ -159,7 +159,7 @@ class _Skipped(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._number < self._scene.part.start:
             return args[0] if args else kwargs["hidden_states"]
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return super().forward(*args, **kwargs)
 
 
 class _Instead(nn.Module):

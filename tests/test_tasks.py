@@ -308,7 +308,8 @@ def test_the_headline_says_where_the_answer_moves(llama: tuple[nn.Module, Any]) 
     heads[1, 2] = 0.25
     at = rf"the changed name \('Mary', position {pair.changed[0]} of {pair.length}\)"
     assert re.fullmatch(
-        f"the answer moves from {at} to the last position around layer 1 of 3; of 12 heads, 1\\.2 alone brings back 0\\.25 of it",
+        f"the answer moves from {at} to the last position around layer 1 of 3; of 12 heads, 1\\.2 alone brings back "
+        "0\\.25 of it",
         task.headline({"recovered": moved, "heads": heads}, work),
     )
     assert "stays at the changed name" in task.headline({"recovered": stays, "heads": heads}, work)
