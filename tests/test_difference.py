@@ -65,13 +65,15 @@ def test_the_committed_run_against_itself_and_against_a_changed_copy(tmp_path: P
     assert {figure.verdict for figure in same} == {"same"}
     copy = tmp_path / "run"
     shutil.copytree(RUN, copy)
-    kept = json.loads((copy / "studies" / "claims.json").read_text())
-    kept[0]["holds"] = False
-    (copy / "studies" / "claims.json").write_text(json.dumps(kept))
+    kept = json.loads((copy / "studies" / "mistakes.json").read_text())
+    assert kept["outcomes"][0]["kind"] == "refused"
+    kept["outcomes"][0]["kind"] = "silent"
+    (copy / "studies" / "mistakes.json").write_text(json.dumps(kept))
     done = CliRunner().invoke(app, ["diff", str(RUN), str(copy), "--json"])
     assert done.exit_code == 1
     changed = [each for each in json.loads(done.stdout) if each["verdict"] != "same"]
-    assert {each["page"] for each in changed} == {"claims"}
+    assert {each["page"] for each in changed} == {"mistakes"}
+    assert "changed" in {each["verdict"] for each in changed}
     done = CliRunner().invoke(app, ["diff", str(RUN), str(RUN)])
     assert done.exit_code == 0, done.output
     assert "0 of " in done.output
