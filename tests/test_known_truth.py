@@ -253,7 +253,7 @@ def test_the_command_runs_what_is_missing_and_writes_the_page(tmp_path: Path, mo
     assert (tmp_path / "p.png").stat().st_size > 10_000
     text = out.read_text()
     assert str(tmp_path) not in text
-    assert "--out k.md --seeds 2" in text
+    assert "--out known_truth.md --seeds 2 --nulls 2 --training-nulls 1 --permutations 199" in text
     frame = pd.read_csv(out.with_suffix(".csv"))
     assert set(frame["kind"]) == {"mean", "forward", "training"}
     lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,20 @@ from crosslens.benchmarks.published.worker import measured
 
 TINY = Scale(tiny=True)
 HERE = Source("a study", "a place", "1", "2026")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_in_a_process_of_its_own() -> Iterator[None]:
+    """Programs that use nnsight directly write `value.save()`, which crosslens' adapter, if opened here, took away."""
+    import nnsight
+    from nnsight._c import mount, unmount
+
+    taken = "save" not in vars(object)
+    if taken:
+        mount(nnsight.save, "save")
+    yield
+    if taken:
+        unmount("save")
 
 
 def a_claim(figure: float | None = 2.0, **more: Any) -> Claim:

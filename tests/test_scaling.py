@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import mmap
 import random
 from itertools import count
 from pathlib import Path
@@ -79,7 +80,13 @@ def test_of_one_process_an_interval_is_of_its_samples() -> None:
 
 def test_a_leak_is_caught_and_a_cache_is_none() -> None:
     hoard: list[Any] = []
-    leaking = readings(lambda: hoard.append([bytearray(200_000), object()]), 100)
+
+    def leak() -> None:  # pages of its own: a heap that other tests have grown would take it without growing
+        pages = mmap.mmap(-1, 200_000)
+        pages.write(bytes(200_000))
+        hoard.append([pages, object()])
+
+    leaking = readings(leak, 100)
     for what, least in (("bytes", 150_000), ("objects", 0.9)):
         found = growth(np.array(leaking[what]), EVERY)
         assert found.low > least, (what, found)
