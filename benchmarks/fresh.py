@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from crosslens.adapters import InputError
+from crosslens.adapters import InputError, load_backend
 from crosslens.tasks.parts import replace_file
+
+from .environment import environment
 
 _SAME = ("python", "platform", "cpu", "cores", "versions")
 """Of an environment: what must be the same for processes to stand in one table."""
@@ -78,6 +81,34 @@ def collect(
         if page is not None:
             replace_file(page.with_suffix(".json"), compact(kept).encode())
     return kept
+
+
+def shuffled(
+    module: str,
+    jobs: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    settings: Kept,
+    page: Path | None,
+    seconds: float,
+) -> Kept:
+    """`collect`, in an order drawn from the seed 0, of jobs that each name a `backend` and a `repeat`.
+
+    Args:
+        names: of the backends, in the order in which they are kept.
+        settings: of the study; `threads` among them.
+    """
+    order = random.Random(0).sample(list(jobs), len(jobs))
+    libraries = [library for name in names if (library := load_backend(name).library)]
+    about = {"environment": environment(libraries), "settings": settings}
+    kept = collect(module, order, about, page, threads=settings["threads"], seconds=seconds)
+    kept["processes"].sort(key=lambda each: (names.index(each["job"]["backend"]), each["job"]["repeat"]))
+    return kept
+
+
+def answer(measure: Callable[[dict[str, Any]], Any]) -> None:
+    """What the program of a job does: measure what the file named on the command line asks for, and write it."""
+    path = Path(sys.argv[1])
+    replace_file(found(path), json.dumps(measure(json.loads(path.read_text(encoding="utf-8")))).encode())
 
 
 def compact(kept: Kept) -> str:

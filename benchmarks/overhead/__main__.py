@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +12,8 @@ import typer
 from crosslens.adapters import BackendNotInstalledError, CrosslensError, backends, load_backend
 from crosslens.adapters.architectures import describe
 from crosslens.benchmarks.drawn import write_svg
-from crosslens.benchmarks.environment import environment, threads
-from crosslens.benchmarks.fresh import check_page, collect, compact
+from crosslens.benchmarks.environment import threads
+from crosslens.benchmarks.fresh import check_page, compact, shuffled
 from crosslens.tasks import load_model
 from crosslens.tasks.parts import replace_file
 
@@ -81,11 +80,7 @@ def main(
             "model", "threads", "seconds", "shapes")}}
         for repeat in range(settings["processes"]) for name in names for device in devices
     ]  # fmt: skip
-    random.Random(0).shuffle(jobs)
-    libraries = [library for name in names if (library := load_backend(name).library)]
-    about = {"environment": environment(libraries), "settings": settings}
-    kept = collect("crosslens.benchmarks.overhead.worker", jobs, about, out, threads=threads(), seconds=SECONDS)
-    kept["processes"].sort(key=lambda each: (names.index(each["job"]["backend"]), each["job"]["repeat"]))
+    kept = shuffled("crosslens.benchmarks.overhead.worker", jobs, names, settings, out, SECONDS)
     if out is None:
         print(markdown(kept))
         return

@@ -8,22 +8,19 @@ over.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from crosslens.adapters import CrosslensError, load_backend
 from crosslens.benchmarks.environment import library_version
-from crosslens.benchmarks.fresh import found
+from crosslens.benchmarks.fresh import answer
 from crosslens.benchmarks.idioms.catalogue import LIBRARIES
 from crosslens.benchmarks.timing import no_garbage_collection, seconds
 from crosslens.tasks import load_model
@@ -106,13 +103,5 @@ def _as_from_a_checkpoint(tokenizer: Any, folder: str) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def main(path: Path) -> None:
-    """Do the job, and write what was found."""
-    answer = measure(json.loads(path.read_text(encoding="utf-8")))
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(answer), encoding="utf-8")
-    part.replace(found(path))
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    answer(measure)

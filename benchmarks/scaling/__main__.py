@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,8 @@ import typer
 
 from crosslens.adapters import BackendNotInstalledError, CrosslensError, backends, load_backend
 from crosslens.benchmarks.drawn import write_svg
-from crosslens.benchmarks.environment import environment, threads
-from crosslens.benchmarks.fresh import check_page, collect, compact
+from crosslens.benchmarks.environment import threads
+from crosslens.benchmarks.fresh import check_page, compact, shuffled
 from crosslens.tasks.parts import replace_file
 
 from .axes import AXES
@@ -73,11 +72,7 @@ def main(
                 job = {key: settings[key] for key in ("axes", "samples", "seconds", "threads")}
                 read = settings["calls"] if repeat == 0 else 0
                 jobs.append({"backend": name, "repeat": repeat, "device": device, "calls": read, **job})
-    random.Random(0).shuffle(jobs)
-    libraries = [library for name in names if (library := load_backend(name).library)]
-    about = {"environment": environment(libraries), "settings": settings}
-    kept = collect("crosslens.benchmarks.scaling.worker", jobs, about, out, threads=threads(), seconds=SECONDS)
-    kept["processes"].sort(key=lambda each: (names.index(each["job"]["backend"]), each["job"]["repeat"]))
+    kept = shuffled("crosslens.benchmarks.scaling.worker", jobs, names, settings, out, SECONDS)
     if out is None:
         print(markdown(kept))
         return

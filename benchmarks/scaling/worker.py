@@ -8,19 +8,16 @@ plain hooks and the backend, and closed.
 from __future__ import annotations
 
 import gc
-import json
 import random
-import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from crosslens.adapters import CrosslensError, Inspector, load_backend
 from crosslens.benchmarks.environment import library_version
-from crosslens.benchmarks.fresh import found
+from crosslens.benchmarks.fresh import answer
 from crosslens.benchmarks.memory import resident
 from crosslens.benchmarks.overhead.ways import Cell, Way
 from crosslens.benchmarks.overhead.worker import hold_to
@@ -140,13 +137,5 @@ def readings(call: Call, calls: int) -> dict[str, Any]:
     return out
 
 
-def main(path: Path) -> None:
-    """Do the job, and write what was found."""
-    answer = measure(json.loads(path.read_text(encoding="utf-8")))
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(answer), encoding="utf-8")
-    part.replace(found(path))
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    answer(measure)
