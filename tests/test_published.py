@@ -44,14 +44,17 @@ HERE = Source("a study", "a place", "1", "2026")
 
 @pytest.fixture(scope="module", autouse=True)
 def as_in_a_process_of_its_own() -> Iterator[None]:
-    """Programs that use nnsight directly write `value.save()`, which crosslens' adapter, if opened here, took away."""
+    """nnsight's own programs write `value.save()` and `with loss.backward()`, which our adapter, opened here, undid."""
     import nnsight
     from nnsight._c import mount, unmount
+    from nnsight.intervention import backward
 
-    taken = "save" not in vars(object)
+    plain, taken = torch.Tensor.backward, "save" not in vars(object)
+    backward.install()
     if taken:
         mount(nnsight.save, "save")
     yield
+    torch.Tensor.backward = plain  # type: ignore[method-assign]
     if taken:
         unmount("save")
 
