@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,11 +26,12 @@ from .base import Known, Progress, Result, Score, Size, Task
 from .effects import Contrast, contrasts, false_discovery, rank_agreement, rounding
 from .kpis import NAMES, causal_mask, kpis
 from .scoring import difference
-from .workload import Batch, architecture_for, bare_forward, batches, dtype_of, site_names
+from .workload import Batch, architecture_for, bare_forward, batches, dtype_of, middling, site_names
 
 LOCAL_SITES = ("resid_post", "attn.out", "mlp.out", "mlp.post", "attn.pattern")
 BATCH = 16
-SMOKE_TEMPLATES, SMOKE_CATEGORIES = 3, 2
+TEMPLATES: Mapping[Size, int] = MappingProxyType({"smoke": 3, "default": 7, "full": 14})
+SMOKE_CATEGORIES = 2
 
 # What a figure's rounding scales with, where that is not the figure itself: a mean of both signs cancels, and the
 # smallest element is computed from the same sums as the largest.
@@ -74,17 +76,17 @@ class Characters(Task):
     )
 
     def prepare(self, model: nn.Module, tokenizer: Any, *, size: Size) -> Work:
-        """The stories, tokenised; `smoke` takes two values of each attribute in three of the stories.
+        """The first stories in every telling, tokenised; `smoke` takes two values of each attribute.
 
         Raises:
             InputError: no tokenizer, or a model without canonical sites.
         """
         architecture = architecture_for(self.name, model, tokenizer, causal=self.causal)
         stories = data.read_stories()
+        few = stories["template"].isin(stories["template"].unique()[: TEMPLATES[size]])
         if size == "smoke":
-            few = stories["template"].isin(stories["template"].unique()[:SMOKE_TEMPLATES])
-            nth = stories.groupby("attribute")["category"].transform(lambda c: pd.factorize(c)[0])
-            stories = stories[few & (nth < SMOKE_CATEGORIES)].reset_index(drop=True)
+            few &= stories.groupby("attribute")["category"].transform(lambda c: pd.factorize(c)[0]) < SMOKE_CATEGORIES
+        stories = stories[few].reset_index(drop=True)
         rows = [list(tokenizer(text)["input_ids"]) for text in stories["text"]]
         stories["tokens"] = [len(row) for row in rows]
         parts = batches(rows, tokenizer, BATCH)
@@ -179,13 +181,13 @@ class Characters(Task):
         )
 
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
-        """One batch of middling length with all its sites captured; key figures are not the backend's work."""
-        inputs = _middle(work)
+        """Stories of middling length with all their sites captured; key figures are not the backend's work."""
+        inputs = middling(work.batches)
         return lambda: lens.run(inputs, capture=work.sites)
 
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
-        """The same batch through the model alone, with eager attention as well: patterns exist nowhere else."""
-        return bare_forward(model, _middle(work), eager=True)
+        """The same stories through the model alone, with eager attention as well: patterns exist nowhere else."""
+        return bare_forward(model, middling(work.batches), eager=True)
 
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row for each (attribute, category, site, kpi), where they differ most first.
@@ -228,10 +230,6 @@ class Characters(Task):
         uneven = work.stories.groupby("pair")["tokens"].nunique().gt(1).mean()
         note = f"; {uneven:.0%} of the pairs differ in length with this tokenizer" if uneven else ""
         return f"differ most: {'; '.join(found)}{note}"
-
-
-def _middle(work: Work) -> dict[str, Tensor]:
-    return work.batches[len(work.batches) // 2].inputs
 
 
 def _figures(tensor: NDArray[np.float64], *, pattern: bool, causal: bool) -> list[float]:

@@ -23,7 +23,7 @@ from crosslens.adapters import Edit, InputError, Inspector, zero
 from .ablation import Chosen, edits_at, leading, losses, others
 from .base import Known, Progress, Result, Score, Size, Task
 from .scoring import judged
-from .workload import architecture_for, bare_forward, site_names
+from .workload import architecture_for, bare_forward, site_names, timed
 
 SEQUENCES: Mapping[Size, int] = MappingProxyType({"smoke": 2, "default": 4, "full": 12})
 LENGTH: Mapping[Size, int] = MappingProxyType({"smoke": 12, "default": 25, "full": 25})
@@ -185,11 +185,12 @@ class Induction(Task):
         )
 
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
-        """One forward of all sequences with one head of each layer ablated."""
-        return lambda: lens.run(work.ids, edits=[zero(site, heads=[0]) for site in work.z])
+        """One forward of repeated sequences with one head of each layer ablated."""
+        inputs = timed({"input_ids": work.ids})
+        return lambda: lens.run(inputs, edits=[zero(site, heads=[0]) for site in work.z])
 
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
-        return bare_forward(model, work.ids)
+        return bare_forward(model, timed({"input_ids": work.ids}))
 
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """`score` of every (sequences, layer, head), and `loss` of every (sequences, ablated, half), one a row.

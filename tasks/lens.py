@@ -27,7 +27,7 @@ from .continuations import asked
 from .data.prompts import read_answers
 from .effects import rounding
 from .scoring import judged
-from .workload import Batch, architecture_for, bare_forward, batches, dtype_of, site_names
+from .workload import Batch, architecture_for, bare_forward, batches, dtype_of, middling, site_names
 
 ANSWERS: Mapping[Size, int] = MappingProxyType({"smoke": 2, "default": 12, "full": 16})
 CATEGORIES = ("recalled", "copied")
@@ -176,11 +176,11 @@ class Lens(Task):
 
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
         """One batch of middling length with every `resid_post` captured; reading it is not the backend's work."""
-        inputs = work.batches[len(work.batches) // 2].inputs
+        inputs = middling(work.batches)
         return lambda: lens.run(inputs, capture=work.sites)
 
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
-        return bare_forward(model, work.batches[len(work.batches) // 2].inputs)
+        return bare_forward(model, middling(work.batches))
 
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row for each (answer, category, layer): margin, logprob, rank, and whether the answer stays among the

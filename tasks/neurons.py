@@ -26,7 +26,7 @@ from .ablation import Chosen, edits_at, leading, losses, others
 from .base import Known, Progress, Result, Score, Size, Task
 from .prompting import fork
 from .scoring import judged
-from .workload import Batch, architecture_for, bare_forward, batches, site_names
+from .workload import Batch, architecture_for, bare_forward, batches, site_names, timed
 
 CATEGORIES = ("woman", "man")
 PRONOUNS = ("She", "He")
@@ -204,12 +204,13 @@ class Neurons(Task):
         )
 
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
-        """One forward of the held-out sentences, with the first neurons of every layer zeroed."""
+        """One forward of held-out sentences, with the first neurons of every layer zeroed."""
         units = list(range(max(1, work.most // len(work.sites))))
-        return lambda: lens.run(work.held.inputs, edits=[zero(site, units=units) for site in work.sites])
+        inputs = timed(work.held.inputs)
+        return lambda: lens.run(inputs, edits=[zero(site, units=units) for site in work.sites])
 
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
-        return bare_forward(model, work.held.inputs)
+        return bare_forward(model, timed(work.held.inputs))
 
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row for each (condition, held-out sentence).

@@ -29,7 +29,7 @@ from .effects import rounding
 from .kpis import NAMES, kpis
 from .planting import affected, plant
 from .scoring import judged
-from .workload import Batch, architecture_for, bare_forward, batches, dtype_of, site_names
+from .workload import Batch, architecture_for, bare_forward, batches, dtype_of, middling, site_names
 
 LOCAL_SITES = ("resid_post", "attn.out", "mlp.out")
 FIGURES = ("mean", "sd", "abs_mean", "rms", "abs_max")
@@ -151,12 +151,12 @@ class Planted(Task):
         )
 
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
-        """One sick batch of middling length with all its sites captured."""
-        inputs, edits = _middle(work), work.edits
+        """Sick texts of middling length with all their sites captured."""
+        inputs, edits = middling(work.batches), work.edits
         return lambda: lens.run(inputs, capture=work.sites, edits=edits)
 
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
-        return bare_forward(model, _middle(work))
+        return bare_forward(model, middling(work.batches))
 
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row a site, those that moved furthest first: affected, moved, and each figure's mean, well and sick."""
@@ -173,10 +173,6 @@ class Planted(Task):
         first = work.sites[int(np.argmax(moved))]
         right = int((moved == work.affected).sum())
         return f"planted at {work.planted}, first found at {first}; {right} of {len(work.sites)} sites told right"
-
-
-def _middle(work: Work) -> dict[str, Tensor]:
-    return work.batches[len(work.batches) // 2].inputs
 
 
 def _scale(well: Array, sick: Array) -> Array:

@@ -23,7 +23,7 @@ from crosslens.adapters import Inspector
 from .base import Known, Progress, Result, Score, Size, Task
 from .data.prompts import read_sentiment
 from .scoring import judged
-from .workload import Batch, architecture_for, bare_forward, batches, site_names
+from .workload import Batch, architecture_for, bare_forward, batches, middling, site_names
 
 PAIRS: Mapping[Size, int] = MappingProxyType({"smoke": 6, "default": 24, "full": 24})
 CONTROLS: Mapping[Size, int] = MappingProxyType({"smoke": 5, "default": 50, "full": 500})
@@ -137,11 +137,11 @@ class Probe(Task):
 
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
         """One batch of middling length with every `resid_post` captured; the probe is not the backend's work."""
-        inputs = work.batches[len(work.batches) // 2].inputs
+        inputs = middling(work.batches)
         return lambda: lens.run(inputs, capture=work.sites)
 
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
-        return bare_forward(model, work.batches[len(work.batches) // 2].inputs)
+        return bare_forward(model, middling(work.batches))
 
     def table(self, result: Result, work: Work) -> pd.DataFrame:
         """One row a layer.
