@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 _STYLES = {"right": "green", "done": "green", "unsupported": "yellow"}
@@ -42,15 +42,52 @@ class Show(ABC):
         return None
 
 
+class Pace:
+    """The time left, at the mean of the cells that ran so far and with as many beside one another as there were.
+
+    Args:
+        cells: that are to come. Those that end at once, because their backend cannot do them, tell nothing of the pace.
+    """
+
+    def __init__(self, cells: int) -> None:
+        self._left, self._running = cells, dict[str, float]()
+        self._ran = self._beside = 0
+        self._seconds = 0.0
+
+    def start(self, cell: str) -> None:
+        self._running[cell] = time.monotonic()
+        self._beside = max(self._beside, len(self._running))
+
+    def finish(self, cell: str, seconds: float) -> None:
+        self._running.pop(cell, None)
+        self._left -= 1
+        if seconds > 0:
+            self._ran += 1
+            self._seconds += seconds
+
+    def seconds(self) -> float | None:
+        """None as long as nobody can tell."""
+        if not self._ran:
+            return None
+        mean, now = self._seconds / self._ran, time.monotonic()
+        under_way = sum(min(mean, now - since) for since in list(self._running.values()))
+        return (self._left * mean - under_way) / max(1, min(self._beside, self._left))
+
+    def __str__(self) -> str:
+        left = self.seconds()
+        return "" if left is None or left < 90 else f"about {left / 60:.0f} min left"
+
+
 class Lines(Show):
     """One line as a cell starts, one when it ends."""
 
     def __init__(self, console: Console, cells: int) -> None:
-        self._console, self._cells, self._since = console, cells, time.monotonic()
+        self._console, self._cells, self._pace = console, cells, Pace(cells)
         self._begun = self._done = 0
 
     def start(self, cell: str) -> None:
         self._begun += 1
+        self._pace.start(cell)
         self._print(f"[{self._begun}/{self._cells}] {cell} ...")
 
     def follow(self, cell: str, stage: str, done: int, total: int) -> None:
@@ -58,9 +95,9 @@ class Lines(Show):
 
     def finish(self, cell: str, status: str, reason: str | None, seconds: float) -> None:
         self._done += 1
-        left = (time.monotonic() - self._since) * (self._cells / self._done - 1)
-        wait = f"; about {left / 60:.0f} min left" if left > 90 else ""
-        self._print(f"[{self._done}/{self._cells}] {outcome(cell, status, reason, seconds)}{wait}")
+        self._pace.finish(cell, seconds)
+        wait = str(self._pace)
+        self._print(f"[{self._done}/{self._cells}] {outcome(cell, status, reason, seconds)}{wait and f'; {wait}'}")
 
     def note(self, line: str) -> None:
         self._print(line)
@@ -79,13 +116,13 @@ class Bars(Show):
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[left]}", markup=False),
             console=console,
             refresh_per_second=2,
-            speed_estimate_period=3600.0,
             transient=True,
         )
-        self._cells: Any = self._bars.add_task("cells", total=cells)
+        self._pace = Pace(cells)
+        self._cells: Any = self._bars.add_task("cells", total=cells, left="")
         self._running: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -98,13 +135,15 @@ class Bars(Show):
         self._bars.stop()
 
     def start(self, cell: str) -> None:
-        self._running[cell] = self._bars.add_task(f"{cell}: starting", total=None)
+        self._pace.start(cell)
+        self._running[cell] = self._bars.add_task(f"{cell}: starting", total=None, left="")
 
     def follow(self, cell: str, stage: str, done: int, total: int) -> None:
         self._bars.update(self._running[cell], description=f"{cell}: {stage}", completed=done, total=total or None)
 
     def finish(self, cell: str, status: str, reason: str | None, seconds: float) -> None:
-        self._bars.advance(self._cells)
+        self._pace.finish(cell, seconds)
+        self._bars.update(self._cells, advance=1, left=str(self._pace))
         self._bars.remove_task(self._running.pop(cell))
         # A Text has its style to itself; one given to `print` would colour the bars below it too.
         self._bars.console.print(Text(outcome(cell, status, reason, seconds), _STYLES.get(status, "red")))

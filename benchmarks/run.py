@@ -18,6 +18,10 @@ from .store import RunFolder
 
 FINDINGS = frozenset({"wrong", "vacuous", "not-installed", "failed", "crashed", "timeout", "out-of-memory"})
 """Outcomes of a cell that make `crosslens run` exit with status 1."""
+_NO_REFERENCE = {
+    "status": "failed",
+    "reason": "not run: its reference did not finish, so there is nothing to compare it with",
+}
 
 
 def facts(plan: Plan, executor: str = "local") -> dict[str, Any]:
@@ -50,23 +54,27 @@ def execute(plan: Plan, folder: RunFolder, show: Show, executor: Executor | None
     cells = plan.cells()
     status = dict(folder.finished)
     queue = executor or Queue(plan, folder, show)
+    for cell in cells:  # first, for the time left to be of those that run
+        if cell.id not in status and (found := _cannot(cell)):
+            status[cell.id] = _keep(cell, found, folder, show)
     for kind in ("reference", "backend"):
         waiting = []
         for cell in (c for c in cells if c.kind == kind and c.id not in status):
             reference = None
             if kind == "backend":
                 reference = next(c.id for c in cells if c.kind == "reference" and (c.task, c.model) == cell.of)
-                if found := _not_run(cell, status[reference]):
-                    status[cell.id] = _keep(cell, found, folder, show)
+                if status[reference] != "done":
+                    status[cell.id] = _keep(cell, _NO_REFERENCE, folder, show)
                     continue
             waiting.append((cell, reference))
         status |= queue.run(waiting)
     return not FINDINGS & set(status.values())
 
 
-def _not_run(cell: Cell, reference: str) -> dict[str, Any] | None:
-    """What is known of a cell that needs no process; None where it is to be run."""
-    assert cell.implementation is not None
+def _cannot(cell: Cell) -> dict[str, Any] | None:
+    """What is known of a cell whose backend cannot do it, which needs no process; else None."""
+    if cell.implementation is None:
+        return None
     try:
         backend = load_backend(cell.implementation)
     except Exception:
@@ -74,11 +82,6 @@ def _not_run(cell: Cell, reference: str) -> dict[str, Any] | None:
     if backend is not None and (reason := why_not(find_task(cell.task), backend)):
         library = backend.library or "torch"
         return {"status": "unsupported", "reason": reason, "library": library, "version": library_version(library)}
-    if reference != "done":
-        return {
-            "status": "failed",
-            "reason": "not run: its reference did not finish, so there is nothing to compare it with",
-        }
     return None
 
 

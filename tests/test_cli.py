@@ -478,6 +478,30 @@ def test_elsewhere_there_are_plain_lines() -> None:
     ]
 
 
+def test_the_time_left_is_of_cells_that_run_as_many_as_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    pace = progress.Pace(13)
+    assert pace.seconds() is None
+    pace.start("cannot")
+    pace.finish("cannot", 0.0)
+    assert pace.seconds() is None
+    pace.start("a")
+    pace.start("b")
+    now = 100.0
+    pace.finish("a", 100.0)
+    assert pace.seconds() == pytest.approx((11 * 100 - 100) / 2)  # b has run as long as a cell takes
+    pace.start("c")
+    now = 140.0
+    assert pace.seconds() == pytest.approx((11 * 100 - 100 - 40) / 2)
+    assert str(pace) == "about 8 min left"
+    for name in "bc":
+        pace.finish(name, 100.0)
+    for i in range(8):
+        pace.finish(str(i), 0.0)
+    assert pace.seconds() == pytest.approx(100.0)  # the last one has no other beside it
+
+
 # ---- wrong usage
 
 
