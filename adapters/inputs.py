@@ -129,13 +129,13 @@ def prepare(
     known = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
     if extra := set(inputs) - known:
         raise InputError(f"inputs have unknown keys {sorted(extra)}; a language model takes {sorted(known)}")
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    # all that is decided by what they hold is decided on the CPU: no call need wait for a GPU to answer
+    ids, mask = (x.cpu() if isinstance(x, Tensor) else x for x in (inputs["input_ids"], inputs.get("attention_mask")))
     _check_ids(ids, vocab)
-    ids = ids.to(device)
     if mask is not None:
         _check_mask(mask, ids)
-        mask = None if bool(mask.bool().all()) else mask.to(device).long()
-    kwargs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        mask = None if bool(mask.bool().all()) else mask.long()
+    kwargs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
     position_ids, token_types = inputs.get("position_ids"), inputs.get("token_type_ids")
     if position_ids is not None:
         _check_numbers("position_ids", position_ids, ids, limit)
@@ -144,7 +144,7 @@ def prepare(
         if types:  # a generic tokenizer gives zeros to models that have none
             kwargs["token_type_ids"] = token_types.to(device)
     if mask is not None:
-        kwargs["attention_mask"] = mask
+        kwargs["attention_mask"] = mask.to(device)
         if position_ids is None:
             position_ids = positions_from_mask(mask).clamp(min=0)
     if position_ids is not None:
@@ -152,7 +152,7 @@ def prepare(
     geometry = geometry_of(ids, mask)
     if limit is not None and (longest := max(geometry.lengths)) > limit:
         raise InputError(f"the longest row has {longest} tokens; this model has {limit} learned positions")
-    return Inputs((), kwargs, geometry, mask, ids)
+    return Inputs((), kwargs, geometry, kwargs.get("attention_mask"), kwargs["input_ids"])
 
 
 def geometry_of(ids: Tensor, mask: Tensor | None) -> Geometry:

@@ -38,7 +38,7 @@ def refuse_unmasked(inputs: Any, ids: Tensor | None, pad: int | None) -> None:
     given = isinstance(inputs, Tensor) or (isinstance(inputs, Mapping) and inputs.get("attention_mask") is None)
     if not given or ids is None or pad is None:
         return
-    is_pad = ids == pad
+    is_pad = (inputs if isinstance(inputs, Tensor) else inputs["input_ids"]).cpu() == pad  # no GPU is waited for
     for side, columns in (("begin", is_pad), ("end", is_pad.flip(1))):
         run = columns.long().cumprod(1).sum(1)  # pad tokens before the first other one
         longest = int(run.argmax())

@@ -116,7 +116,8 @@ class Planner:
             language=family is not None, vocab=sizes.get("d_vocab", 0), limit=limit, types=types,
         )  # fmt: skip
         if ready.mask is not None:
-            left = bool((ready.mask[:, 0] == 0).any())
+            assert ready.geometry.position is not None
+            left = bool((ready.geometry.position[:, 0] < 0).any())
             self._require("padding.left" if left else "padding.right")
         return ready
 

@@ -108,7 +108,7 @@ class TrainingSteps(Task):
         """
         out: dict[str, Array] = {}
         for number, training in enumerate(work.trainings):
-            net, reader = training.net(), _reader(lens)
+            net, reader = training.net(_device(lens.model)), _reader(lens)
             with reader(net) as (step, table):
                 _train(net, training, step, _counted(progress, number, work))
                 _fill(out, number, training, table())
@@ -188,7 +188,7 @@ class TrainingSteps(Task):
     def step(self, lens: Inspector, work: Work) -> Callable[[], Any]:
         """One recorded training step of the last run's net."""
         training = work.trainings[-1]
-        net = training.net()
+        net = training.net(_device(lens.model))
         reader = _reader(lens)(net)
         begin, _ = reader.__enter__()  # open for as long as the step is
         optimizer = _optimizer(net)
@@ -203,7 +203,7 @@ class TrainingSteps(Task):
     def bare(self, model: nn.Module, work: Work) -> Callable[[], Any]:
         """The same training step, which nobody records."""
         training = work.trainings[-1]
-        net = training.net()
+        net = training.net(_device(model))
         optimizer = _optimizer(net)
         return lambda: _forth_and_back(net, optimizer, *training.batches[0], lambda loss: None)
 
@@ -315,13 +315,18 @@ def _train(net: Net, training: Training, step: StepOf, count: Callable[[int], No
         count(i)
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _optimizer(net: Net) -> torch.optim.Optimizer:
     return torch.optim.SGD(net.parameters(), lr=RATE, momentum=MOMENTUM)
 
 
 def _forth_and_back(net: Net, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, report: Loss) -> None:
     optimizer.zero_grad()
-    loss = F.cross_entropy(net(x), y)
+    device = _device(net)
+    loss = F.cross_entropy(net(x.to(device)), y.to(device))
     report(loss)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -87,7 +87,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, pos, width) -> the same"""
         q, k, v = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in self.into(x).chunk(3, dim=-1))
-        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         pattern = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf).softmax(-1)
         found: Tensor = self.out((pattern @ v).transpose(1, 2).flatten(2))
         return found
@@ -121,7 +121,7 @@ class Dying(nn.Conv2d):
         found = super().forward(input)
         if not self.ill:
             return found
-        alive = torch.arange(found.shape[1]) >= found.shape[1] // 2
+        alive = torch.arange(found.shape[1], device=found.device) >= found.shape[1] // 2
         return found * alive[:, None, None]
 
 
@@ -161,11 +161,11 @@ class Training:
     faulty: bool
     seed: int
 
-    def net(self) -> Net:
+    def net(self, device: torch.device | str = "cpu") -> Net:
         """The net as training begins, in float64; the caller's random state is neither read nor changed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.make().double().train()
+            return self.make().double().train().to(device)
 
 
 def trainings(steps: int) -> list[Training]:

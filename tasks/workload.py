@@ -105,6 +105,8 @@ def middling(parts: Sequence[Batch]) -> dict[str, Tensor]:
 def bare_forward(model: nn.Module, inputs: Any, *, eager: bool = False) -> Callable[[], Any]:
     """The forward that an Inspector makes of these inputs, without a library: no gradients, no cache.
 
+    What an Inspector copies to the model's device in every call is copied in every call here.
+
     Args:
         inputs: as `Inspector.run` takes them.
         eager: with eager attention, as where patterns are read, which exist nowhere else.
@@ -114,10 +116,12 @@ def bare_forward(model: nn.Module, inputs: Any, *, eager: bool = False) -> Calla
     kwargs = dict(ready.kwargs)
     if ready.mask is not None and (architecture.family is None or architecture.family.causal):
         kwargs["attention_mask"] = model_mask(ready.mask, ready.mask.shape[1], next(model.parameters()).dtype)
+    there = next(model.parameters()).device
+    given = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in kwargs.items()}
 
     def forward() -> Any:
         with torch.no_grad(), eager_attention(model) if eager else nullcontext():
-            return model(**kwargs)
+            return model(**{name: x.to(there) if isinstance(x, Tensor) else x for name, x in given.items()})
 
     return forward
 
