@@ -316,34 +316,43 @@ class Disk:
     free: Callable[[], None]
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A small file system in memory where this user may mount one; else files of limited length."""
+@pytest.fixture(params=["small", "limited"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    """A small file system in memory, where this user may mount one; and files of limited length."""
     path = tmp_path / "disk"
     path.mkdir()
-    mounted = sys.platform == "linux" and not subprocess.run(
+    with (_mounted if request.param == "small" else _limited)(path) as disk:
+        yield disk
+
+
+@contextlib.contextmanager
+def _mounted(path: Path) -> Iterator[Disk]:
+    if sys.platform != "linux" or subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)], capture_output=True, check=False
-    ).returncode  # fmt: skip
-    if mounted:
-        filler = path / "filler"
+    ).returncode:  # fmt: skip
+        pytest.skip("this user may mount no file system here")
+    filler = path / "filler"
 
-        def fill(left: int) -> None:
-            with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
-                while file.write(bytes(4096)):
-                    pass
-            os.truncate(filler, max(0, filler.stat().st_size - left))
+    def fill(left: int) -> None:
+        with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        os.truncate(filler, max(0, filler.stat().st_size - left))
 
-        yield Disk(path, fill, lambda: filler.unlink(missing_ok=True))
-        filler.unlink(missing_ok=True)
-        subprocess.run(["umount", "-l", str(path)], check=True)
-        return
+    yield Disk(path, fill, lambda: filler.unlink(missing_ok=True))
+    filler.unlink(missing_ok=True)
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@contextlib.contextmanager
+def _limited(path: Path) -> Iterator[Disk]:
     import resource
 
     was = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(left: int) -> None:
-        longest = max(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        resource.setrlimit(resource.RLIMIT_FSIZE, (longest + left // 4, was[1]))
+        grows = (path / "run" / "cells.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (grows + left // 4, was[1]))
 
     def lift() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, was)
