@@ -29,7 +29,7 @@ from .scoring import judged
 from .sweeping import sweep
 from .workload import architecture_for, bare_forward, site_names
 
-SENTENCES: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 12})
+SENTENCES: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 2, "full": 12})
 NUMBERS = ("singular", "plural")
 REFERENCE_BATCH = 32
 

@@ -26,7 +26,7 @@ from .scoring import judged
 from .sweeping import sweep
 from .workload import architecture_for, bare_forward, site_names
 
-FACTS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 12})
+FACTS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 2, "full": 12})
 SIGMAS = 3.0
 """Of the noise, in standard deviations of the subjects' embeddings."""
 LAYERS = 8

@@ -29,7 +29,7 @@ from .engine import KPIS, figures
 from .scoring import judged
 from .workload import Batch, architecture_for, bare_forward, batches, dtype_of, site_names
 
-TOPICS: Mapping[Size, int] = MappingProxyType({"smoke": 3, "default": 6, "full": 8})
+TOPICS: Mapping[Size, int] = MappingProxyType({"smoke": 3, "default": 4, "full": 8})
 NEW: Mapping[Size, int] = MappingProxyType({"smoke": 4, "default": 12, "full": 24})
 LOCAL_SITES = ("attn.out", "mlp.out", "resid_post")
 FIGURES = ("mean", "sd", "abs_max", "kurtosis")

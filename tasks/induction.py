@@ -27,7 +27,7 @@ from .workload import architecture_for, bare_forward, site_names, timed
 
 SEQUENCES: Mapping[Size, int] = MappingProxyType({"smoke": 2, "default": 4, "full": 12})
 LENGTH: Mapping[Size, int] = MappingProxyType({"smoke": 12, "default": 25, "full": 25})
-DRAWS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 5})
+DRAWS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 2, "full": 5})
 KINDS = ("repeated", "random")
 SHARE = (1 / 45, 1 / 18)
 """Of all heads, at least and at most these are ablated: 6 to 15 of the 270 in SmolLM2-135M."""

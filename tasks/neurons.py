@@ -31,7 +31,7 @@ from .workload import Batch, architecture_for, bare_forward, batches, site_names
 CATEGORIES = ("woman", "man")
 PRONOUNS = ("She", "He")
 STORIES: Mapping[Size, int] = MappingProxyType({"smoke": 4, "default": 14, "full": 14})
-DRAWS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 20})
+DRAWS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 2, "full": 20})
 SHARE = (1 / 1000, 1 / 500)
 """Of all neurons, at least and at most these are ablated: 46 to 92 of the 46,080 in SmolLM2-135M."""
 FEWEST = (4, 8)

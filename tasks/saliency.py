@@ -31,7 +31,7 @@ from .ioi import _alike, _prompt
 from .scoring import judged
 from .workload import architecture_for, bare_forward
 
-TEMPLATES: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 8})
+TEMPLATES: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 2, "full": 8})
 STEPS = 16
 REFERENCE_BATCH = 8
 ROLES = ("answer", "subject", "subject again")
@@ -149,7 +149,7 @@ class Saliency(Task):
             integrated = torch.zeros_like(end)
             for first in range(0, STEPS, REFERENCE_BATCH):
                 part = slice(first, first + REFERENCE_BATCH)
-                along, weight = (torch.tensor(each[part])[:, None, None] for each in ((1 + nodes) / 2, weights / 2))
+                along, weight = (torch.tensor(each[part]).to(end)[:, None, None] for each in ((1 + nodes) / 2, weights / 2))
                 edit = replace("embed", start + along * (end - start))
                 ids = prompt.ids.repeat(len(along), 1)
                 gradients = oracle.gradients(ids, ["embed"], prompt.margin, edits=[edit])["embed"]

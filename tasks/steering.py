@@ -28,7 +28,7 @@ from .effects import rounding
 from .scoring import judged
 from .workload import Batch, architecture_for, bare_forward, batches, site_names
 
-OPENINGS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 3, "full": 6})
+OPENINGS: Mapping[Size, int] = MappingProxyType({"smoke": 1, "default": 2, "full": 6})
 PAIRS: Mapping[Size, int] = MappingProxyType({"smoke": 2, "default": 12, "full": 24})
 NEW: Mapping[Size, int] = MappingProxyType({"smoke": 4, "default": 8, "full": 8})
 STRENGTHS = (-4.0, -2.0, 0.0, 2.0, 4.0)
