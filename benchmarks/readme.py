@@ -96,6 +96,7 @@ _STUDIES = {
     "attention, padding and batch: {CorrectExact} exact, {CorrectNoise} off by rounding that vanishes in "
     "float64, {CorrectRefused} refused, {CorrectBad} bad.",
     "overhead": "what each of eleven operations costs through the Inspector and in each library's own way.",
+    "costs": "what key figures, `compare`, the `Recorder` and `sweep` cost, and what they stand in for.",
     "scaling": "what a call costs whatever its size, and what each further site, edit, block, token and row adds.",
     "published": "figures that others published about these libraries, measured again, with the reason where they "
     "differ.",
@@ -120,6 +121,21 @@ def coverage(results: Results) -> str:
     )
 
 
+def costs(results: Results) -> str:
+    """What crosslens' own work costs; where the run does not say, how to measure it."""
+    from .costs.page import sentence, summary
+
+    kept = results.studies.get("costs")
+    program = "`python -m crosslens.benchmarks.costs --out costs.md`"
+    if kept is None:
+        return f"What key figures, `compare`, the `Recorder` and `sweep` cost, {program} measures.\n"
+    parts = [
+        sentence(kept),
+        f"CPU time of one thread; [all of it](results/{results.folder.name}/studies/costs.md), by {program}.\n",
+    ]
+    return "\n".join(filter(None, [*parts, summary(kept)]))
+
+
 def features(results: Results) -> str:
     """What the kit proves of each backend."""
     from .matrix import summary as of_kit
@@ -140,7 +156,7 @@ def times(results: Results) -> str:
 
 BLOCKS: Mapping[str, Callable[[Results], str]] = {
     "times": times, "summary": summary, "tasks": shown_task, "studies": studies, "features": features,
-    "coverage": coverage,
+    "coverage": coverage, "costs": costs,
 }  # fmt: skip
 
 

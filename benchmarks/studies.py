@@ -63,6 +63,12 @@ def _published(path: Path) -> str:
     return markdown(_read(path))
 
 
+def _costs(path: Path) -> str:
+    from .costs.page import markdown
+
+    return markdown(_read(path))
+
+
 def _overhead(path: Path) -> str:
     from .overhead.table import markdown
 
@@ -115,6 +121,7 @@ STUDIES = {
     "known_truth": Study("who finds a planted difference, and one that is not there", _known_truth, ".jsonl"),
     "stories": Study("what was hard and is now short: the programs of examples/, and what they print", _stories),
     "coverage": Study("how often the intervals of the tables hold a ratio that is known, on simulated runs", _coverage),
+    "costs": Study("what key figures, `compare`, the `Recorder` and `sweep` cost, and what they stand in for", _costs),
     "overhead": Study("what each operation costs, and what of it the common interface costs", _overhead),
     "scaling": Study("how costs grow with sites, edits, depth, width, tokens and batch, and memory by call", _scaling),
     "published": Study("figures that others published about these libraries, measured again", _published),

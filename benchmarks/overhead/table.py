@@ -99,7 +99,7 @@ def _setting(kept: Mapping[str, Any]) -> str:
     return (
         f"{models}, {machine['cpu']}, {machine['cores']['logical']} core(s), Python {machine['python']}, torch "
         f"{machine['versions']['torch']}. Load when it began: {machine['load_average'][0]:.2f}. {covers}. {gpu} Sweeps "
-        "and recordings of training have programs of their own, `benchmarks.sweep_cost` and `benchmarks.recorder_cost`."
+        "and recordings of training have a study of their own, `benchmarks.costs`."
     )
 
 

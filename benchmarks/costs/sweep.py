@@ -1,40 +1,32 @@
 """What a patching map costs: as a sweep, as a forward an edit, and as each library's own loop.
 
-python -m crosslens.benchmarks.sweep_cost
-
 The map is that of the task `ioi`: what the clean prompt has in every block's residual stream at every position, and in
 every head, put into the corrupted one. A sweep is timed whole; a loop is timed over edits drawn at random, as many in
-each round, since it costs as much for each. That all ways give the same numbers is asserted, and their largest
-difference is printed.
+each round, since it costs as much for each.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from contextlib import ExitStack
+from typing import Any
 
-import numpy as np
 import torch
-import typer
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from crosslens.adapters import Edit, Inspector, load_backend, replace
 from crosslens.adapters.shadow import Shadow
 from crosslens.tasks import load_model, load_task, sweep
 
-from .environment import threads
-from .estimate import median_ratio
-from .timing import no_garbage_collection
+from . import turns
 
 Way = Callable[[list[int]], Tensor]
 """Numbers of edits -> the metric under each, (edits,)."""
 BACKENDS = ("hooks", "nnsight", "pyvene", "transformer_lens")
+LOCALS = ("resid_post", "attn.z")
+"""Of each map, the site within a block."""
+_NEAR = 1e-3  # of the largest metric
 
 
 class Map:
@@ -167,56 +159,47 @@ DIRECTLY: dict[str, Callable[[Map], Way]] = {
 }
 
 
-def main(
-    model: Annotated[str, typer.Option(help="A language model of the llama family.")] = "smollm2-135m",
-    backend: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs every way once.")] = 3,
-    sample: Annotated[int, typer.Option(min=1, help="Edits of a loop in each round.")] = 12,
-) -> None:
-    """Measure, and print."""
-    torch.set_num_threads(threads())
-    network, tokenizer = load_model(model)
-    table = Table(title=f"patching maps of {model}, {threads()} threads, {rounds} rounds of CPU time, medians [95 %]")
-    for column in ("map", "way", "ms an edit", "times faster than the fastest loop", "largest difference"):
-        table.add_column(column, justify="left" if column in ("map", "way") else "right")
-    for local in ("resid_post", "attn.z"):
-        _measure(Map(network, tokenizer, local), list(backend or BACKENDS), rounds, sample, table)
-    Console(width=130).print(table)
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """CPU seconds an edit of both maps, in every way.
+
+    Args:
+        job: model (of the family llama), backends, sample (edits of a loop in each round), rounds, repeat.
+
+    Returns:
+        maps: for each its local, layers, inner (positions or heads), samples, and differences: way -> the largest from
+        the first loop, over the sampled edits.
+
+    Raises:
+        turns.WaysDifferError: the ways do not give the same numbers.
+    """
+    model, tokenizer = load_model(job["model"])
+    return {"maps": [_map(Map(model, tokenizer, local), job) for local in LOCALS]}
 
 
-def _measure(patches: Map, names: list[str], rounds: int, sample: int, table: Table) -> None:
-    whole = list(range(len(patches.cells)))
-    lenses = {name: load_backend(name)(patches.model) for name in names}
-    ways = {f"sweep, {name}": swept(patches, lens) for name, lens in lenses.items()}
-    ways |= {f"loop, {name}": looped(patches, lens) for name, lens in lenses.items()}
-    ways |= {f"loop, {name} directly": DIRECTLY[name](patches) for name in names if name in DIRECTLY}
-    drawn = random.Random(0)
-    samples: dict[str, list[float]] = {way: [] for way in ways}
-    some = sorted(drawn.sample(whole, min(sample, len(whole))))
-    want = ways[f"loop, {names[0]}"](some)
-    differences = {way: float((call(some) - want).abs().max()) for way, call in ways.items()}
-    scale = float(want.abs().max())
-    assert max(differences.values()) < 1e-3 * scale, f"the ways differ: {differences}"
-    with no_garbage_collection():
-        for _ in track(range(rounds), description=patches.local, console=Console(stderr=True)):
-            order = list(ways)
-            drawn.shuffle(order)
-            for way in order:
+def _map(patches: Map, job: dict[str, Any]) -> dict[str, Any]:
+    names, whole = job["backends"], list(range(len(patches.cells)))
+    drawn = random.Random(job["repeat"])
+    some = sorted(drawn.sample(whole, min(job["sample"], len(whole))))
+    with ExitStack() as stack:
+        lenses = {name: stack.enter_context(load_backend(name)(patches.model)) for name in names}
+        ways = {f"sweep, {name}": swept(patches, lens) for name, lens in lenses.items()}
+        ways |= {f"loop, {name}": looped(patches, lens) for name, lens in lenses.items()}
+        ways |= {f"loop, {name} directly": DIRECTLY[name](patches) for name in names if name in DIRECTLY}
+        want = ways[f"loop, {names[0]}"](some)
+        differences = {way: float((call(some) - want).abs().max()) for way, call in ways.items()}
+        if not max(differences.values()) < _NEAR * float(want.abs().max()):
+            raise turns.WaysDifferError(f"{patches.local}: the ways differ by {differences}")
+
+        def timed(way: str) -> turns.Way:
+            def call() -> int:
                 which = whole if way.startswith("sweep") else drawn.sample(whole, len(some))
-                start = time.process_time()
                 ways[way](which)
-                samples[way].append((time.process_time() - start) / len(which))
-    for lens in lenses.values():
-        lens.close()
-    taken: dict[str, NDArray[np.float64]] = {way: np.array(values) for way, values in samples.items()}
-    best = min((way for way in taken if way.startswith("loop")), key=lambda way: float(np.median(taken[way])))
-    label = f"{patches.local}, {len(whole)} edits"
-    for way, values in sorted(taken.items(), key=lambda item: float(np.median(item[1]))):
-        ratio = median_ratio([taken[best] / values])
-        faster = f"{ratio.value:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
-        table.add_row(label, way, f"{1e3 * np.median(values):.1f}", faster, f"{differences[way]:.1e}")
-        label = ""
+                return len(which)
 
+            return call
 
-if __name__ == "__main__":
-    typer.run(main)
+        samples = turns.in_turns({way: timed(way) for way in ways}, job["rounds"], job["repeat"])
+    return {
+        "local": patches.local, "layers": patches.layers, "inner": len(whole) // patches.layers,
+        "differences": differences, "samples": samples,
+    }  # fmt: skip

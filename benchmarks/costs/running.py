@@ -1,0 +1,88 @@
+"""Runs the parts and keeps them: what was measured in the same way is there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from crosslens.adapters import InputError
+from crosslens.benchmarks.fresh import Kept, compact, run_job
+from crosslens.tasks.parts import replace_file
+
+from .page import markdown
+from .parts import PARTS, Job
+
+SECONDS = 900.0
+"""That one process may take."""
+_SAME = ("python", "platform", "cpu", "cores", "versions")
+"""Of an environment: what must be the same for parts to stand on one page."""
+_WORKER = f"{__package__}.worker"
+
+
+def collect(jobs: Sequence[Job], about: Mapping[str, Any], page: Path | None) -> Kept:
+    """Run the jobs that are not kept yet, and keep what each found beside the page, as .json, before the next starts.
+
+    Args:
+        jobs: in the order in which they run. What is kept of a part with other settings makes way when the first job of
+            that part has ended; parts without a job here stay.
+        about: `environment` and `settings`.
+        page: a .md file, or None.
+
+    Raises:
+        InputError: what lies there is of another machine or other software, or not of this study.
+    """
+    kept: Kept = {**about, "processes": earlier(about, page)}
+    have = [each["job"] for each in kept["processes"] if "error" not in each["found"]]
+    alike = [_settings(job) for job in jobs]
+    wanted = [job for job in jobs if job not in have]
+    for job in track(wanted, description="processes", console=Console(stderr=True)):
+        answer = run_job(_WORKER, job, threads=1, seconds=SECONDS)
+        kept["processes"] = [
+            each
+            for each in kept["processes"]
+            if each["job"] != job and (each["job"]["part"] != job["part"] or _settings(each["job"]) in alike)
+        ]
+        kept["processes"].append({"job": job, "found": answer})
+        _keep(kept, page)
+    kept["processes"].sort(key=lambda each: (list(PARTS).index(each["job"]["part"]), each["job"]["repeat"]))
+    _keep(kept, page)
+    return kept
+
+
+def earlier(about: Mapping[str, Any], page: Path | None) -> list[dict[str, Any]]:
+    """Processes that were kept.
+
+    Raises:
+        InputError: as `collect`.
+    """
+    path = page.with_suffix(".json") if page is not None else None
+    if path is None or not path.exists():
+        return []
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        markdown(kept)
+        there = kept["environment"]
+        processes: list[dict[str, Any]] = kept["processes"]
+        other = [name for name in _SAME if there[name] != about["environment"][name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} holds nothing that this program has kept: {error!r}; remove it or name another"
+        ) from None
+    if other:
+        raise InputError(f"{path} was measured with another {', '.join(other)}; remove it or name another --out")
+    return processes
+
+
+def _settings(job: Job) -> Job:
+    """All but which of its like it is."""
+    return {name: value for name, value in job.items() if name != "repeat"}
+
+
+def _keep(kept: Kept, page: Path | None) -> None:
+    if page is not None:
+        replace_file(page.with_suffix(".json"), compact(kept).encode())
