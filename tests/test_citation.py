@@ -94,5 +94,6 @@ def test_citation_file_is_of_this_version() -> None:
     assert all(author.get("name") or author.get("family-names") for author in cff["authors"])
     assert str(cff["version"]) == PROJECT["version"]
     assert cff["license"] == PROJECT["license"]
-    heading = next(line for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line[:3] == "## ")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    heading = next(line for line in changes if line.startswith("## "))
     assert heading == f"## {PROJECT['version']}, {cff.get('date-released', 'unreleased')}"
