@@ -153,6 +153,9 @@ def machine(run: StoredRun) -> list[str]:
         found.append(
             f"the machine was busy when the run started (load {load:.1f} on {cores} cores): expect wide intervals"
         )
+    if (device := asked.get("device", "cpu")) != "cpu":
+        cards = ", ".join(dict.fromkeys(gpu["name"] for gpu in here["gpus"]))
+        found.append(f"Models were on {device}{cards and f' ({cards})'}; a call ends when the GPU has done its work.")
     found.append(
         f"{here['cpu']}, {cores} cores, {asked['threads']} threads{beside}, load {load:.1f} at the "
         f"start; torch {versions['torch']}, transformers {versions['transformers']}; {asked['dtype']}, "

@@ -154,6 +154,10 @@ def run(
         list[str] | None,
         typer.Option(help="A study, such as mistakes or overhead; may be repeated. full has all of them."),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, or cuda:1, ...: where the models are; else cpu. On a GPU, one cell at a time."),
+    ] = None,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Whether right results are timed; else they are judged alone.")
     ] = True,
@@ -180,6 +184,7 @@ def run(
     - `crosslens run --backend hooks --backend nnsight --task ioi --repeats 3 --out runs/ioi`
     - `crosslens run --model my-folder/my-model --task characters`
     - `crosslens run --resume --out runs/ioi`
+    - `crosslens run --device cuda --task ioi`
     - `crosslens run --executor ray --ray-address 10.0.0.1:6379 --out runs/cluster`
 
     On Ray (`pip install 'crosslens[ray]'`) a cell that is timed has a node to itself, cells that are not share nodes,
@@ -202,6 +207,7 @@ def run(
         seed=seed,
         jobs=jobs,
         study=study or (),
+        device=device,
         timing=timing,
         where=executor,
         ray_address=ray_address,

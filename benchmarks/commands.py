@@ -38,6 +38,7 @@ def run_command(
     seed: int | None,
     jobs: int | None,
     study: Sequence[str],
+    device: str | None,
     timing: bool,
     where: str | None,
     ray_address: str | None,
@@ -62,6 +63,7 @@ def run_command(
         "timeout": timeout,
         "jobs": jobs,
         "study": study,
+        "device": device,
     }
     if resume:
         if named := [

@@ -1,4 +1,4 @@
-"""Resident memory of this process: now, at its peak, and at its peak since a moment."""
+"""Memory of this process: resident, and on a GPU; now, at its peak, and at its peak since a moment."""
 
 from __future__ import annotations
 
@@ -44,12 +44,23 @@ def resident() -> int:
 
 
 def device_memory() -> dict[str, int]:
-    """`device_peak_bytes`: the most that PyTorch has held on the GPU; nothing where this process uses none."""
+    """`device_peak_bytes`: the most that PyTorch has held on the GPU since `mark_device`, or since it began.
+
+    Nothing where this process uses none.
+    """
     import torch
 
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     return {"device_peak_bytes": torch.cuda.max_memory_allocated()}
+
+
+def mark_device() -> None:
+    """Let `device_memory` speak of what is held now and from here on."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _high_water() -> int:

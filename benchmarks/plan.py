@@ -34,6 +34,8 @@ AGAIN = " (A/A)"
 """Ends the second name of the backend that runs under two."""
 DTYPE = "float32"
 ATTENTION = "sdpa"
+CPU = "cpu"
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Plan:
 
     Args:
         skipped: backend -> why it is left out although the suite would include it.
+        device: where models are, as PyTorch names it.
     """
 
     suite: str
@@ -128,6 +131,7 @@ class Plan:
     dtype: str = DTYPE
     attn_implementation: str = ATTENTION
     warm: bool = False
+    device: str = CPU
 
     @property
     def again(self) -> str | None:
@@ -190,11 +194,13 @@ def make_plan(
     seed: int = 0,
     jobs: int | None = None,
     study: Sequence[str] = (),
+    device: str | None = None,
 ) -> Plan:
     """The plan for these arguments; what is not given comes from the suite.
 
     Raises:
-        InputError: an unknown suite, backend, task or model, or a number out of range.
+        InputError: an unknown suite, backend, task, model or device, or a number out of range; whether the device is
+            there, `executors.joined` sees.
         BackendNotInstalledError: a backend that was asked for by name lacks its library.
         ModelError: a model name that is unknown; folders and hub ids are looked at by `fetch_models`.
     """
@@ -205,8 +211,12 @@ def make_plan(
         raise InputError(f"--repeats is {repeats}; it must be 1 or more")
     if not timeout > 0:
         raise InputError(f"--timeout is {timeout}; it must be a number of seconds above 0")
+    device = CPU if device is None else device
+    if not _DEVICE.fullmatch(device):
+        raise InputError(f"--device is {device!r}; it must be cpu, cuda, or one of several GPUs, as cuda:1")
     cores = threads()
-    jobs = jobs if jobs is not None else chosen.jobs if chosen.jobs is not None else cores
+    most = chosen.jobs if device == CPU else 1  # cells on one GPU would disturb each other
+    jobs = jobs if jobs is not None else most if most is not None else cores
     if not 1 <= jobs <= cores:
         raise InputError(f"--jobs is {jobs}; it must be 1 to {cores}, the cores here, since every cell gets its own")
     for name in task:
@@ -228,7 +238,8 @@ def make_plan(
         seed=seed,
         threads=cores // jobs,
         jobs=jobs,
-        warm=chosen.warm and can_fork(),
+        warm=chosen.warm and can_fork() and device == CPU,  # CUDA does not outlive a fork
+        device=device,
         studies=studies or (() if backend or task or model else chosen.studies),
     )
 

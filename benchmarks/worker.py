@@ -27,7 +27,7 @@ from crosslens.tasks import Result, Task, load_model
 from crosslens.tasks.base import Progress
 
 from .environment import library_version
-from .memory import PeakMemory, device_memory, resident
+from .memory import PeakMemory, device_memory, mark_device, resident
 from .plan import find_task, implementation, why_not
 from .store import to_json
 from .timing import Call, Sampling, no_garbage_collection, seconds, time_blocks
@@ -104,7 +104,7 @@ def reference(job: dict[str, Any], report: Report) -> None:
         if not known.holds:
             report.end("failed", f"the reference does not show what is known: {known.fact}; found: {known.found}")
             return
-    figures["peak_bytes"] = memory.whole()
+    figures.update(peak_bytes=memory.whole(), **device_memory())
     _time(job, report, {"bare": task.bare(model, work), "step": task.bare(model, work)})
     report.end("done")
 
@@ -131,6 +131,7 @@ def backend(job: dict[str, Any], report: Report) -> None:
     with no_garbage_collection():
         figures["bare_alone_s"] = float(np.median([seconds(bare, 1) for _ in range(_ALONE)]))
     figures["loaded_bytes"], marked = resident(), memory.mark()
+    mark_device()  # what loading and the bare forward held is no part of the backend's
     report.stage("wrapping the model")
     start = time.perf_counter()
     lens = kind(model, tokenizer)
@@ -155,8 +156,8 @@ def _load(job: dict[str, Any], task: Task, report: Report) -> tuple[Any, Any, An
     """The model, its tokenizer and the task's data."""
     report.stage("loading the model")
     start = time.perf_counter()
-    dtype = getattr(torch, job["dtype"])
-    model, tokenizer = load_model(job["model"], dtype=dtype, attn_implementation=job["attn_implementation"])
+    dtype, attention = getattr(torch, job["dtype"]), job["attn_implementation"]
+    model, tokenizer = load_model(job["model"], dtype=dtype, attn_implementation=attention, device=job["device"])
     report.cell["figures"]["load_s"] = time.perf_counter() - start
     report.stage("preparing the data")
     return model, tokenizer, task.prepare(model, tokenizer, size=job["size"])
@@ -228,6 +229,8 @@ def main(folder: Path) -> None:
     if job.get("cores"):
         os.sched_setaffinity(0, job["cores"])
     torch.set_num_threads(job["threads"])
+    if ":" in job["device"]:  # so that what is waited for, and whose memory is read, is that GPU
+        torch.cuda.set_device(job["device"])
     report = Report(folder)
     try:
         {"reference": reference, "backend": backend}[job["kind"]](job, report)

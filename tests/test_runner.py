@@ -173,6 +173,7 @@ def a_job(task: type[Task], **more: Any) -> dict[str, Any]:
         "size": "smoke",
         "dtype": "float32",
         "attn_implementation": "sdpa",
+        "device": "cpu",
         "threads": 1,
         "seed": 0,
         "sampling": asdict(Sampling(pairs=4, most=4, seconds=5.0)),

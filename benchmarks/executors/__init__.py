@@ -11,9 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from crosslens.adapters import InputError
 
-from ..plan import Cell, Plan, known
+from ..plan import CPU, Cell, Plan, known
 from ..progress import Show
 from ..store import RunFolder
 from ..timing import Sampling
@@ -41,16 +43,39 @@ def joined(name: str, address: str | None, plan: Plan) -> AbstractContextManager
     """Be where cells can run, before anything is written.
 
     Raises:
-        InputError: there is no such executor or cluster, or no node that is large enough.
+        InputError: there is no such executor, device or cluster, or no node that is large enough.
         BackendNotInstalledError: Ray is missing.
     """
     if known("executor", name, EXECUTORS) == "local":
         if address is not None:
             raise InputError("--ray-address is of --executor ray; leave it out, or name that")
+        _refuse_absent(plan.device)
         return nullcontext()
     from . import on_ray
 
     return on_ray.joined(address, plan)
+
+
+def _refuse_absent(device: str) -> None:
+    """Raise unless PyTorch can compute on this device of this machine.
+
+    Raises:
+        InputError: it cannot; says what is missing.
+    """
+    if device == CPU:
+        return
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = (
+            "PyTorch finds no GPU that it can use; `nvidia-smi` shows those of this machine, and CUDA_VISIBLE_DEVICES "
+            "can hide them"
+            if built
+            else f"PyTorch {torch.__version__} is built for the CPU alone; install a build with CUDA"
+        )
+        raise InputError(f"--device {device}: {why}, or leave --device out. Nothing was run")
+    count, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+    if number >= count:
+        raise InputError(f"--device {device}: PyTorch finds {count} here, from cuda:0 on. Nothing was run")
 
 
 @contextmanager
@@ -84,6 +109,7 @@ def job_of(cell: Cell, plan: Plan, *, cores: Sequence[int] = (), reference: Path
         "size": plan.size,
         "dtype": plan.dtype,
         "attn_implementation": plan.attn_implementation,
+        "device": plan.device,
         "threads": plan.threads,
         "cores": list(cores),
         "seed": plan.seed,

@@ -44,7 +44,7 @@ class Runner:
 
         fetch_models(self._models)
         found = environment(self._libraries)
-        self._node = {"id": ray.get_runtime_context().get_node_id(), "cpu": found["cpu"], "cores": found["cores"]}
+        self._node = {"id": ray.get_runtime_context().get_node_id()} | {k: found[k] for k in ("cpu", "cores", "gpus")}
         return found
 
     def run(self, job: Mapping[str, Any], reference: bytes | None, timeout: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from crosslens.tasks import known_models
 from crosslens.tasks.ray_cluster import cluster, ray_module
 from crosslens.tasks.ray_pool import Lost, Pool
 
-from ..plan import Cell, Plan
+from ..plan import CPU, Cell, Plan
 from ..progress import Show
 from ..store import RunFolder, read_run
 from . import Work, job_of, timed
@@ -37,8 +37,11 @@ def joined(address: str | None, plan: Plan) -> Iterator[None]:
     """Be part of a cluster that has a node large enough for a cell.
 
     Raises:
-        InputError, BackendNotInstalledError: as `cluster`, or no node has as many CPUs as a cell has threads.
+        InputError, BackendNotInstalledError: as `cluster`, or no node has as many CPUs as a cell has threads, or the
+            GPU that it needs.
     """
+    if ":" in plan.device:
+        raise InputError(f"--device {plan.device}: on Ray it is cuda, since Ray says which GPU of a node a cell gets")
     with cluster(address):
         large = max((node["CPU"] for node in _nodes().values()), default=0)
         if large < plan.threads:
@@ -46,6 +49,8 @@ def joined(address: str | None, plan: Plan) -> Iterator[None]:
                 f"a cell needs {plan.threads} CPUs, one for each thread, and no node of the cluster has more than "
                 f"{large:g}; set OMP_NUM_THREADS to that or less"
             )
+        if not any(_fits(node, plan) for node in _nodes().values()):
+            raise InputError(f"--device {plan.device}: no node of the cluster has a GPU beside {plan.threads} CPUs")
         yield
 
 
@@ -101,22 +106,24 @@ class RayExecutor:
         )
 
     def _whole_nodes(self) -> dict[Hashable, Any]:
-        """A place on each node, with all its CPUs."""
-        fit = {key: node for key, node in _nodes().items() if node["CPU"] >= self._plan.threads}
-        return {key: {"node": key, "num_cpus": node["CPU"]} for key, node in fit.items()}
+        """A place on each node, with all its CPUs, and a GPU where one is needed."""
+        fit = {key: node for key, node in _nodes().items() if _fits(node, self._plan)}
+        return {key: {"node": key, "num_cpus": node["CPU"], **_gpu(self._plan)} for key, node in fit.items()}
 
     def _shares(self, memory: int) -> Callable[[], dict[Hashable, Any]]:
-        """As many places on each node as its CPUs and memory give."""
+        """As many places on each node as its CPUs, memory and, where they are needed, GPUs give."""
 
         def seats() -> dict[Hashable, Any]:
             found: dict[Hashable, Any] = {}
             for key, node in _nodes().items():
                 most = int(node["CPU"] // self._plan.threads)
+                if gpu := _gpu(self._plan):
+                    most = min(most, int(node.get("GPU", 0)))
                 if memory and most:
                     most = max(1, min(most, int(node["memory"] // memory)))
                 need = min(memory, int(node["memory"]))
                 for share in range(most):
-                    found[key, share] = {"node": key, "num_cpus": self._plan.threads, "memory": need or None}
+                    found[key, share] = {"node": key, "num_cpus": self._plan.threads, "memory": need or None, **gpu}
             return found
 
         return seats
@@ -220,9 +227,18 @@ class RayExecutor:
         self._close()
 
 
+def _gpu(plan: Plan) -> dict[str, int]:
+    """What a cell's place has beside CPUs."""
+    return {} if plan.device == CPU else {"num_gpus": 1}
+
+
+def _fits(node: Mapping[str, float], plan: Plan) -> bool:
+    return node["CPU"] >= plan.threads and (plan.device == CPU or node.get("GPU", 0) >= 1)
+
+
 def _nodes() -> dict[str, dict[str, float]]:
-    """The nodes that are there: id -> CPU and memory that Ray knows them to have."""
-    names = ("CPU", "memory")
+    """The nodes that are there: id -> CPUs, GPUs and memory that Ray knows them to have."""
+    names = ("CPU", "GPU", "memory")
     alive = [node for node in ray_module().nodes() if node["Alive"]]
     found = {node["NodeID"]: {name: float(node["Resources"].get(name, 0)) for name in names} for node in alive}
     return {key: node for key, node in found.items() if node["CPU"] > 0}
