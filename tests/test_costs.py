@@ -30,8 +30,7 @@ from .test_runner import RUN
 ROUND = {"rounds": 1, "repeat": 0}
 ABOUT: dict[str, Any] = {
     "environment": {
-        "python": "3.11", "platform": "Linux", "cpu": "a CPU", "cores": {"logical": 2}, "load_average": [0.25, 0, 0],
-        "versions": {"torch": "2.13"},
+        "python": "3.11", "platform": "Linux", "cpu": "a CPU", "cores": {"logical": 2}, "versions": {"torch": "2.13"},
     },
     "settings": {"threads": 1, "left_out": {}},
 }  # fmt: skip
@@ -195,7 +194,7 @@ def found_of(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def kept_of(processes: int = 2, rounds: int | None = None) -> dict[str, Any]:
     made = jobs(checked([]), processes, rounds, False, [])
-    return {**ABOUT, "processes": [{"job": job, "found": found_of(job)} for job in made]}
+    return {**ABOUT, "processes": [{"job": job, "load": 0.25, "found": found_of(job)} for job in made]}
 
 
 def test_the_page_says_what_was_planted() -> None:
@@ -209,6 +208,7 @@ def test_the_page_says_what_was_planted() -> None:
     assert "| residual MLP | comgra, kpis | 24000 | 16.0 [16.0, 16.0] | 30,914 |" in page
     assert "| attn.z, 30 x 14 | sweep, hooks | 15.0 | 10.0 [10.0, 10.0] | 2.0e-05 |" in page
     assert "over up to 2 processes" in page
+    assert "Load when a process began: 0.2 to 0.2." in page
     assert "What is not here" not in page
 
 
@@ -246,12 +246,12 @@ def test_the_readme_has_it_where_the_run_has(tmp_path: Path) -> None:
     text = readme.costs(Results(results.folder, results.run, {"costs": kept_of()}, results.backends))
     assert "takes 15.0 ms an edit for the residual stream (30 layers x 14 positions), where the fastest loop" in text
     assert "takes 150: 10.0 [10.0, 10.0] times faster; and 15.0 ms an edit for the heads" in text
-    assert "those of a forward an edit, within 2e-05." in text
+    assert "those of a forward an edit, within 2e-05, for a sample of the edits." in text
     assert "| 1 MB: 10.0, 35 MB: 10.0, 300 MB: 10.0 times faster than a PyTorch reduction each |" in text
     assert "| 1.15 [1.15, 1.15] of the bare forwards |" in text
     assert "| 600 MiB for 1,000 examples, 600 MiB for 100,000 examples |" in text
     assert "| 2.50 [2.50, 2.50] of the bare step, 1,204 bytes a step |" in text
-    assert "| 16.0 [16.0, 16.0] of it, 30,914 bytes a step |" in text
+    assert "| 16.0 [16.0, 16.0] of the bare step, 30,914 bytes a step |" in text
 
 
 # What is kept on disk
@@ -284,7 +284,8 @@ def test_what_was_kept_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
     ]
 
     ran.clear()
-    assert running.collect(every, ABOUT, page) == first
+    later = {**ABOUT, "environment": {**ABOUT["environment"], "source": "of another day"}}
+    assert running.collect(every, later, page) == first, "what it says of the machine is of when it was measured"
     assert running.collect(jobs(["kpi"], 1, None, False, []), ABOUT, page) == first, (
         "fewer are asked for, none are lost"
     )

@@ -40,14 +40,16 @@ def main(
     names, left_out = checked(part or []), missing()
     settings: dict[str, Any] = {"threads": 1, "left_out": left_out}
     asked = jobs(names, 1 if quick else processes, 1 if quick else rounds or None, quick, list(left_out))
-    kept = collect(asked, {"environment": environment(_LIBRARIES), "settings": settings}, out)
     try:
+        kept = collect(asked, {"environment": environment(_LIBRARIES), "settings": settings}, out)
         if out is not None:
             replace_file(out, markdown(kept).encode())
         else:
             print(markdown(kept), end="")
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error}") from error
+        raise InputError(
+            f"{out} cannot be written: {error}; what is beside it is kept: the same command goes on"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -87,8 +87,13 @@ def _conditions(kept: Kept) -> str:
         "`python -m crosslens.benchmarks.costs`: CPU time of one thread, ways of doing the same in turns, in an order "
         f"drawn anew each round, each part in processes of its own. {covers}. Ways that give figures are held to "
         f"the same ones before they are timed. {machine['cpu']}, Python {machine['python']}, torch "
-        f"{machine['versions']['torch']}. Load when it began: {machine['load_average'][0]:.2f}."
+        f"{machine['versions']['torch']}. Load when a process began: {_load(kept)}."
     )
+
+
+def _load(kept: Kept) -> str:
+    loads = sorted(each["load"] for each in kept["processes"])
+    return f"{loads[0]:.1f} to {loads[-1]:.1f}" if loads else "none did"
 
 
 def _kpi(found: Found, job: Mapping[str, Any]) -> list[str]:
@@ -195,7 +200,7 @@ def sentence(kept: Kept) -> str:
     same = f"within {far:.0e}" if far else "exactly"
     return (
         f"`sweep` of the `ioi` maps through plain hooks takes {'; and '.join(parts)}. Its numbers are those of a "
-        f"forward an edit, {same}.\n"
+        f"forward an edit, {same}, for a sample of the edits.\n"
     )
 
 
@@ -221,15 +226,15 @@ def summary(kept: Kept) -> str:
         ends = (f"{peaks[number]:.0f} MiB for {number:,} examples" for number in sorted({min(peaks), max(peaks)}))
         rows.append(["memory of `compare`", ", ".join(ends)])
     for name, each in by(of_part(kept, "recorder"), "loops", "name").items():
-        rows.append([f"`Recorder`, every step of a {name}", _recorded(each, SAME, "the bare step")])
+        rows.append([f"`Recorder`, every step of a {name}", _recorded(each, SAME)])
         if COMGRA in each[0]["samples"]:
-            rows.append(["comgra, the same figures", _recorded(each, COMGRA, "it")])
+            rows.append(["comgra, the same figures", _recorded(each, COMGRA)])
     return _grid(rows, 2) + "\n" if len(rows) > 1 else ""
 
 
-def _recorded(found: Found, way: str, bare: str) -> str:
+def _recorded(found: Found, way: str) -> str:
     size = np.median([each["bytes"][way] for each in found])
-    return f"{shown(found, way, 'bare')} of {bare}, {size:,.0f} bytes a step"
+    return f"{shown(found, way, 'bare')} of the bare step, {size:,.0f} bytes a step"
 
 
 def _grid(rows: Sequence[Sequence[str]], left: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import track
 
@@ -30,44 +31,50 @@ def collect(jobs: Sequence[Job], about: Mapping[str, Any], page: Path | None) ->
     Args:
         jobs: in the order in which they run. What is kept of a part with other settings makes way when the first job of
             that part has ended; parts without a job here stay.
-        about: `environment` and `settings`.
+        about: `environment` and `settings`, which are kept where a process has to run.
         page: a .md file, or None.
+
+    Returns:
+        environment, settings, and processes: each its job, the load of the machine when it began, and what it found.
 
     Raises:
         InputError: what lies there is of another machine or other software, or not of this study.
     """
-    kept: Kept = {**about, "processes": earlier(about, page)}
+    before = earlier(about, page)
+    kept: Kept = {**about, "processes": before.get("processes", [])}
     have = [each["job"] for each in kept["processes"] if "error" not in each["found"]]
     alike = [_settings(job) for job in jobs]
     wanted = [job for job in jobs if job not in have]
+    if not wanted:
+        return before
     for job in track(wanted, description="processes", console=Console(stderr=True)):
+        load = psutil.getloadavg()[0]
         answer = run_job(_WORKER, job, threads=1, seconds=SECONDS)
         kept["processes"] = [
             each
             for each in kept["processes"]
             if each["job"] != job and (each["job"]["part"] != job["part"] or _settings(each["job"]) in alike)
         ]
-        kept["processes"].append({"job": job, "found": answer})
+        kept["processes"].append({"job": job, "load": round(load, 2), "found": answer})
         _keep(kept, page)
     kept["processes"].sort(key=lambda each: (list(PARTS).index(each["job"]["part"]), each["job"]["repeat"]))
     _keep(kept, page)
     return kept
 
 
-def earlier(about: Mapping[str, Any], page: Path | None) -> list[dict[str, Any]]:
-    """Processes that were kept.
+def earlier(about: Mapping[str, Any], page: Path | None) -> Kept:
+    """What was kept; nothing where there is none.
 
     Raises:
         InputError: as `collect`.
     """
     path = page.with_suffix(".json") if page is not None else None
     if path is None or not path.exists():
-        return []
+        return {}
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept: Kept = json.loads(path.read_text(encoding="utf-8"))
         markdown(kept)
         there = kept["environment"]
-        processes: list[dict[str, Any]] = kept["processes"]
         other = [name for name in _SAME if there[name] != about["environment"][name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -75,7 +82,7 @@ def earlier(about: Mapping[str, Any], page: Path | None) -> list[dict[str, Any]]
         ) from None
     if other:
         raise InputError(f"{path} was measured with another {', '.join(other)}; remove it or name another --out")
-    return processes
+    return kept
 
 
 def _settings(job: Job) -> Job:
