@@ -7,8 +7,11 @@ whatever is not `supported` must fail there, so a gap that closes by itself is n
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
+
+from .errors import InputError
 
 State = Literal["supported", "notimpl", "upstream", "never"]
 
@@ -92,3 +95,15 @@ def capture_capability(kind: str, local: str) -> str:
     if kind != "canonical":
         return f"capture.{kind}"
     return f"capture.{_GROUP_OF_SITE.get(local, 'residual')}"
+
+
+def check_capability(name: str, where: str) -> None:
+    """See that there is such a capability.
+
+    Raises:
+        InputError: there is none; names the nearest.
+    """
+    if name not in CAPABILITIES:
+        near = difflib.get_close_matches(name, CAPABILITIES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(CAPABILITIES)}"
+        raise InputError(f"{where}: there is no capability {name!r}; {hint}")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Architecture, describe
-from .capabilities import CAPABILITIES, Support
+from .capabilities import CAPABILITIES, FAMILY_NAMES, Support, check_capability
 from .decoding import Sampler, decode
 from .edits import Edit
 from .errors import ClosedError, InputError, SiteError
@@ -50,6 +50,14 @@ class Inspector(Planner, ABC):
     name: ClassVar[str]
     library: ClassVar[str | None] = None
     """Distribution whose version stands for this backend; None for PyTorch itself."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in cls.unsupported:
+            capability, _, family = name.partition("@")
+            check_capability(capability, f"unsupported of {cls.__name__}")
+            if family and family not in FAMILY_NAMES:
+                raise InputError(f"unsupported of {cls.__name__}: {name!r} names none of {', '.join(FAMILY_NAMES)}")
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, *, family: Family | None = None) -> None:
         if not isinstance(model, nn.Module):
@@ -111,6 +119,8 @@ class Inspector(Planner, ABC):
     def supports(cls) -> dict[str, Support]:
         """Every capability of this backend with its state and, where not `supported`, the reason."""
         states = {name: cls.unsupported.get(name, Support()) for name in CAPABILITIES}
+        if cls._locate is Inspector._locate and states["capture.native"]:
+            states["capture.native"] = Support("notimpl", "its addresses are those of module: sites")
         if cls.attribute is Inspector.attribute and states["attribute"]:
             states["attribute"] = Support("notimpl", "input attribution through this backend is not written yet")
         if cls.record is Inspector.record:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from crosslens.adapters import BackendNotInstalledError, InputError, Inspector, backends, load_backend
+from crosslens.adapters.capabilities import check_capability
 from crosslens.adapters.registry import GROUP
 from crosslens.tasks import Task, known_models, load_model, load_task, tasks
 from crosslens.tasks.base import Size
@@ -270,13 +271,24 @@ def find_task(name: str) -> Task:
     """
     module, colon, attribute = name.partition(":")
     if not colon:
-        return load_task(name)
+        try:
+            return load_task(name)
+        except InputError as error:
+            raise InputError(f"{error}; your own is package.module:Class") from None
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"task {name!r} cannot be imported: {error}; write it package.module:Class") from error
+    except Exception as error:  # whatever the caller's own module raises
+        raise InputError(
+            f"task {name!r} cannot be imported: {type(error).__name__}: {error}; write it package.module:Class, of a "
+            "package that is installed or on PYTHONPATH"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise InputError(f"task {name!r} is no subclass of crosslens.tasks.Task")
+    said = ("name", "question", "source", "categories", "data", "needs")
+    if lacking := [*sorted(found.__abstractmethods__), *(each for each in said if not hasattr(found, each))]:
+        raise InputError(f"task {name!r} lacks {', '.join(lacking)}: crosslens.tasks.Task says what each is")
+    for need in itertools.chain(found.needs, *found.needs_any):
+        check_capability(need, f"what task {name!r} needs")
     return found()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from crosslens.adapters import BackendNotInstalledError, Inspector, UnsupportedError, load_backend
+from crosslens.adapters import BackendNotInstalledError, InputError, Inspector, UnsupportedError, load_backend
 from crosslens.tasks import Result, Task, load_model
 from crosslens.tasks.base import Progress
 
@@ -78,6 +78,8 @@ class Report:
 
     def keep(self, task: Task, result: Result, work: Any) -> None:
         """Keep the result arrays, the task's own table of them, and its finding."""
+        if not isinstance(result, Mapping):
+            raise InputError(f"task {task.name!r} gives {type(result).__name__}; a result is a mapping, name -> array")
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in result.items()}
         np.savez_compressed(self.folder / "result.npz", allow_pickle=False, **arrays)
         task.table(result, work).to_csv(self.folder / "result.csv", index=False)

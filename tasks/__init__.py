@@ -1,6 +1,6 @@
 """Categorised-comparison workloads, the models that they run on, and their references."""
 
-from .base import Result, Score, Task
+from .base import Known, Result, Score, Task
 from .compare import compare
 from .compare_shards import compare_on_ray
 from .comparison import Comparison
@@ -12,6 +12,7 @@ from .sweeping import sweep
 
 __all__ = [
     "Comparison",
+    "Known",
     "Recorder",
     "Recording",
     "Result",

@@ -28,7 +28,7 @@ BATCH = tuple(
 """comgra's figures: of each sample (first axis), then over the batch; see `accumulators.comgra_figures`."""
 KNOWN = (*(name for name in KPIS if name != "entropy"), *BATCH)
 DEFAULT = ("count", "mean", "sd", "abs_mean", "rms", "abs_max", "min", "max", "zero_fraction", "nan", "inf")
-_BY_ENGINE = {"mean_norm", "skewness", "kurtosis"}
+_BY_LOOPS = {*DEFAULT, *BATCH}  # what the loops below fill the fields of; the engine reads for any other
 _CHUNK = 2048  # elements; fits the first cache, so that going over it again costs no read of memory
 
 
@@ -56,7 +56,7 @@ class Figures:
     """
 
     def __init__(self, kpis: Sequence[str]) -> None:
-        self._by_engine = not _BY_ENGINE.isdisjoint(kpis)
+        self._by_engine = not _BY_LOOPS.issuperset(kpis)
         self._batch = not set(BATCH).isdisjoint(kpis)
         self._whole, self._by_sample = _loops()
         self._rows, self._samples = empty(64), empty(64)

@@ -489,7 +489,7 @@ def test_ids_are_file_names_that_differ_whatever_the_names() -> None:
         ({"suite": "smokey"}, "no suite 'smokey'; did you mean 'smoke'"),
         ({"backend": ["hoooks"]}, "no backend 'hoooks'; did you mean 'hooks'"),
         ({"task": ["iou"]}, "no task 'iou'; did you mean 'ioi'"),
-        ({"task": ["no.such:Task"]}, "cannot be imported: No module named 'no'"),
+        ({"task": ["no.such:Task"]}, "cannot be imported: ModuleNotFoundError: No module named 'no'"),
         ({"task": ["os:path"]}, "no subclass of"),
         ({"model": ["tiny-lama"]}, "did you mean tiny-llama"),
         ({"repeats": 0}, "--repeats is 0"),
