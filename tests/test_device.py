@@ -24,6 +24,7 @@ from crosslens.benchmarks.plan import Cell, Plan, make_plan
 from crosslens.benchmarks.store import RunFolder, read_facts
 from crosslens.benchmarks.timing import Sampling
 from crosslens.tasks import load_model, load_task, tasks
+from crosslens.tasks.training import Work
 from crosslens.tasks.training_nets import trainings
 
 from .elsewhere import ELSEWHERE, There, elsewhere
@@ -40,30 +41,21 @@ def a_plan(**more: Any) -> Plan:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_task_is_right_on_a_device_and_so_is_its_reference(name: str) -> None:
-    task = load_task(name)
-    with elsewhere():
-        model, tokenizer = load_model(task.models.get("smoke", "tiny-llama"), device=ELSEWHERE)
-        work = task.prepare(model, tokenizer, size="smoke")
-        with open_inspector("hooks", model, tokenizer) as lens:
-            result, reference = task.run(lens, work), task.reference(model, work)
-    assert all(isinstance(values, np.ndarray | np.generic) for values in (*result.values(), *reference.values()))
-    assert task.score(result, reference, work, "float32").right
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_timed_copies_no_tensor_to_the_host_that_the_bare_forward_does_not(name: str) -> None:
+def test_a_task_is_right_on_a_device_and_so_is_its_reference_and_nothing_hidden_is_copied(name: str) -> None:
     task = load_task(name)
     with elsewhere() as fetched:
         model, tokenizer = load_model(task.models.get("smoke", "tiny-llama"), device=ELSEWHERE)
         work = task.prepare(model, tokenizer, size="smoke")
         with open_inspector("hooks", model, tokenizer) as lens:
+            result, reference = task.run(lens, work), task.reference(model, work)
             copied = []
             for call in (task.bare(model, work), task.step(lens, work)):
                 call()  # what only the first call does is not timed
                 fetched.clear()
                 call()
                 copied.append(list(fetched))
+    assert all(isinstance(values, np.ndarray | np.generic) for values in (*result.values(), *reference.values()))
+    assert task.score(result, reference, work, "float32").right
     assert copied[0] == copied[1]
     assert all(elements == 1 for _, elements in copied[1]), "transformers looks at a number or two of its masks"
 
@@ -81,13 +73,15 @@ def test_the_nets_that_are_trained_compute_where_they_are_healthy_and_ill() -> N
 
 
 def test_a_recorded_training_step_runs_where_the_model_is() -> None:
-    task = load_task("training")
-    with elsewhere():
+    """The recorder reads on the CPU: what it records is copied there."""
+    task, work = load_task("training"), Work(trainings(1)[-1:])
+    with elsewhere() as fetched:
         model, tokenizer = load_model("tiny-llama", device=ELSEWHERE)
-        work = task.prepare(model, tokenizer, size="smoke")
         with open_inspector("hooks", model, tokenizer) as lens:
-            for call in (task.bare(model, work), task.step(lens, work)):
-                call()
+            task.bare(model, work)()
+            assert fetched == []
+            task.step(lens, work)()
+            assert max(elements for _, elements in fetched) > 1
 
 
 # ---- the stand-in itself: a check that it lets pass what a GPU refuses would prove nothing
