@@ -23,7 +23,7 @@ from crosslens.tasks.parts import replace_file
 
 from .environment import environment
 
-_SAME = ("python", "platform", "cpu", "cores", "versions")
+SAME = ("python", "platform", "cpu", "cores", "versions")
 """Of an environment: what must be the same for processes to stand in one table."""
 
 Kept = dict[str, Any]
@@ -135,7 +135,7 @@ def _cut_short(about: Kept, page: Path | None) -> list[dict[str, Any]]:
     try:
         kept = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
         same = kept["settings"] == about["settings"] and all(
-            kept["environment"][name] == about["environment"][name] for name in _SAME
+            kept["environment"][name] == about["environment"][name] for name in SAME
         )
         return [each for each in kept["processes"] if "error" not in each["found"]] if same else []
     except (OSError, ValueError, KeyError, TypeError):

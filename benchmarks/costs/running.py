@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from crosslens.adapters import InputError
-from crosslens.benchmarks.fresh import Kept, compact, run_job
+from crosslens.benchmarks.fresh import SAME, Kept, compact, run_job
 from crosslens.tasks.parts import replace_file
 
 from .page import markdown
@@ -20,8 +20,6 @@ from .parts import PARTS, Job
 
 SECONDS = 900.0
 """That one process may take."""
-_SAME = ("python", "platform", "cpu", "cores", "versions")
-"""Of an environment: what must be the same for parts to stand on one page."""
 _WORKER = f"{__package__}.worker"
 
 
@@ -75,7 +73,7 @@ def earlier(about: Mapping[str, Any], page: Path | None) -> Kept:
         kept: Kept = json.loads(path.read_text(encoding="utf-8"))
         markdown(kept)
         there = kept["environment"]
-        other = [name for name in _SAME if there[name] != about["environment"][name]]
+        other = [name for name in SAME if there[name] != about["environment"][name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} holds nothing that this program has kept: {error!r}; remove it or name another"

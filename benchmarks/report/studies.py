@@ -13,19 +13,21 @@ from .blocks import Block, Prose, Section, Table
 from .drawings import DRAWINGS
 from .programs import Programs
 
-ORDER = ("correctness", "overhead", "scaling", "published", "claims", "mistakes", "residue", "idioms", "known_truth")
-"""Of the sections; others follow."""
 _TITLES = {
     "correctness": "Correctness",
     "overhead": "Overhead",
     "scaling": "Scaling",
+    "costs": "What crosslens' own work costs",
     "published": "Published claims",
     "claims": "Silent errors of libraries",
     "mistakes": "Mistakes",
     "residue": "What is left behind",
     "idioms": "What it takes to say it",
     "known_truth": "Known truth",
+    "stories": "What was hard and is now short",
+    "coverage": "How often the intervals hold the truth",
 }
+"""Of the sections, in their order; others follow."""
 
 
 def sections(run: Path, programs: Programs) -> tuple[list[Section], list[str]]:
@@ -42,7 +44,7 @@ def sections(run: Path, programs: Programs) -> tuple[list[Section], list[str]]:
                 found[path.stem] = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{path} cannot be read: {error}") from error
-    names = [*(n for n in ORDER if n in found), *sorted(n for n in found if n not in ORDER)]
+    names = [*(n for n in _TITLES if n in found), *sorted(n for n in found if n not in _TITLES)]
     made = []
     for name in names:
         title, blocks = markdown.blocks(found[name], programs)
