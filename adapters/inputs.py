@@ -130,7 +130,7 @@ def prepare(
     if extra := set(inputs) - known:
         raise InputError(f"inputs have unknown keys {sorted(extra)}; a language model takes {sorted(known)}")
     # all that is decided by what they hold is decided on the CPU: no call need wait for a GPU to answer
-    ids, mask = (x.cpu() if isinstance(x, Tensor) else x for x in (inputs["input_ids"], inputs.get("attention_mask")))
+    ids, mask = (_on_cpu(inputs.get(name)) for name in ("input_ids", "attention_mask"))
     _check_ids(ids, vocab)
     if mask is not None:
         _check_mask(mask, ids)
@@ -153,6 +153,10 @@ def prepare(
     if limit is not None and (longest := max(geometry.lengths)) > limit:
         raise InputError(f"the longest row has {longest} tokens; this model has {limit} learned positions")
     return Inputs((), kwargs, geometry, kwargs.get("attention_mask"), kwargs["input_ids"])
+
+
+def _on_cpu(given: Any) -> Any:
+    return given.cpu() if isinstance(given, Tensor) else given
 
 
 def geometry_of(ids: Tensor, mask: Tensor | None) -> Geometry:
