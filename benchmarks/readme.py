@@ -95,7 +95,10 @@ _STUDIES = {
     "correctness": "{CorrectAnswers} answers of {CorrectBackends} backends, every site by operation, family, dtype, "
     "attention, padding and batch: {CorrectExact} exact, {CorrectNoise} off by rounding that vanishes in "
     "float64, {CorrectRefused} refused, {CorrectBad} bad.",
-    "overhead": "what each of eleven operations costs through the Inspector and in each library's own way.",
+    "overhead": "what each of {OverheadOperations} operations costs through the Inspector and in each library's own "
+    "way. Recording every block's residual stream takes {OverheadLeast} to {OverheadMost} bare forwards; the Inspector "
+    "{OverheadPrices} times what the library's own way takes, for the same result. Of {OverheadNulls} intervals of a "
+    "backend against itself {OverheadOff} exclude 1.",
     "costs": "what key figures, `compare`, the `Recorder` and `sweep` cost, and what they stand in for.",
     "scaling": "what a call costs whatever its size, and what each further site, edit, block, token and row adds.",
     "published": "figures that others published about these libraries, measured again, with the reason where they "
