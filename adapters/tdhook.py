@@ -97,7 +97,7 @@ class TDHookInspector(AttributionInspector):
 
         def attribute(by: Any) -> Any:
             with by.prepare(model) as hooked:
-                return hooked(TensorDict(given, batch_size=[len(embeds)]))
+                return hooked(TensorDict(given, batch_size=[len(embeds)], device=embeds.device))
 
         if method != "integrated_gradients":
             product = method == "input_x_gradient"

@@ -515,6 +515,8 @@ def test_the_time_left_is_of_cells_that_run_as_many_as_run_at_a_time(monkeypatch
         (["--suite", "smoke", "--model", "./nowhere"], "nowhere"),
         (["--suite", "smoke", "--repeats", "0"], "--repeats is 0"),
         (["--suite", "smoke", "--timeout", "-1"], "--timeout is -1"),
+        (["--suite", "smoke", "--device", "gpu"], "--device is 'gpu'; it must be cpu, cuda"),
+        (["--suite", "smoke", "--device", "cuda:999"], "--device cuda:999: PyTorch"),
     ],
 )
 def test_run_refuses_before_any_work(crosslens: Call, workers: dict[str, str], arguments: list[str], says: str) -> None:

@@ -60,6 +60,16 @@ def test_a_task_is_right_on_a_device_and_so_is_its_reference_and_nothing_hidden_
     assert all(elements == 1 for _, elements in copied[1]), "transformers looks at a number or two of its masks"
 
 
+def test_tdhook_weighs_its_steps_where_the_model_is() -> None:
+    """It asks its own container of tensors, which knows no place unless it is told one."""
+    task = load_task("saliency")
+    with elsewhere():
+        model, tokenizer = load_model("tiny-llama", device=ELSEWHERE)
+        work = task.prepare(model, tokenizer, size="smoke")
+        with open_inspector("tdhook", model, tokenizer) as lens:
+            assert np.isfinite(task.run(lens, work)["change"]).all()
+
+
 def test_the_nets_that_are_trained_compute_where_they_are_healthy_and_ill() -> None:
     for training in trainings(1):
         with elsewhere():
