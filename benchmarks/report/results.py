@@ -109,7 +109,7 @@ def _glanced(run: StoredRun, table: Results, row: Row, mine: Sequence[Mapping[st
     if row.result == "skipped":
         details["reason"] = str(run.facts["arguments"]["skipped"].get(row.backend, ""))
     again = ["crosslens", "run", "--task", table.task, "--model", table.model, "--backend", row.backend]
-    for option in ("suite", "seed"):
+    for option in ("suite", "seed", "device"):
         if option in run.facts["arguments"]:
             again += [f"--{option}", str(run.facts["arguments"][option])]
     key = programs.add(f"{table.task}.{table.model}.{row.backend}", shlex.join(again))
