@@ -170,7 +170,10 @@ def run(
         typer.Option(help="HOST:PORT of the cluster's head, or local; else RAY_ADDRESS, the one here, or a new one."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; else runs/DATE-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, with its settings; --repeats and --study add."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run tasks through backends: is the result right, and what does it cost?
@@ -184,6 +187,7 @@ def run(
     - `crosslens run --backend hooks --backend nnsight --task ioi --repeats 3 --out runs/ioi`
     - `crosslens run --model my-folder/my-model --task characters`
     - `crosslens run --resume --out runs/ioi`
+    - `crosslens run --resume --out runs/ioi --repeats 5 --study overhead`
     - `crosslens run --device cuda --task ioi`
     - `crosslens run --executor ray --ray-address 10.0.0.1:6379 --out runs/cluster`
 

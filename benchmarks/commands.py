@@ -69,7 +69,7 @@ def run_command(
         if named := [
             name
             for name, value in {
-                **given,
+                **{name: value for name, value in given.items() if name not in ("repeats", "study")},
                 "suite": suite,
                 "seed": seed,
                 "executor": where,
@@ -79,7 +79,7 @@ def run_command(
         ]:
             raise InputError(f"--resume takes its settings from {out / 'run.json'}; leave out --{named[0]}")
         kept = read_facts(out)
-        plan, where = Plan.of(kept["arguments"]), kept.get("executor", "local")
+        plan, where = Plan.of(kept["arguments"]).grown(repeats, study), kept.get("executor", "local")
     else:
         where = where or "local"
         plan = _where(make_plan(suite or "default", **given, seed=seed or 0), where, jobs, timing)

@@ -13,7 +13,7 @@ import itertools
 import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -72,7 +72,7 @@ SUITES = {
         QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0, None, warm=True
     ),
     # all backends in half an hour on 2 cores
-    "default": Suite(None, (DEFAULT_MODEL,), "default", Sampling(pairs=8, most=30, seconds=3.0), 1, 1200.0, None),
+    "default": Suite(None, (DEFAULT_MODEL,), "default", Sampling(pairs=6, most=30, seconds=3.0), 1, 1200.0, None),
     # the same work in several processes, each alone on the machine, and what is measured beside it
     "full": Suite(
         None, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=9.0), 3, 7200.0, 1, tuple(STUDIES)
@@ -164,6 +164,17 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """The plan as JSON."""
         return asdict(self)
+
+    def grown(self, repeats: int | None, study: Sequence[str]) -> Self:
+        """The same with so many processes for each cell, and these studies as well.
+
+        Raises:
+            InputError: there are more processes already, or an unknown study.
+        """
+        repeats = self.repeats if repeats is None else repeats
+        if repeats < self.repeats:
+            raise InputError(f"--repeats is {repeats}; this run has {self.repeats}, and what it has is kept")
+        return replace(self, repeats=repeats, studies=checked([*self.studies, *study]))
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:

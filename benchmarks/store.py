@@ -60,6 +60,8 @@ _LOCK = ".lock"
 _SUFFIXES = (".npz", ".csv")
 _BEGINNING = frozenset({_LOCK, "results", "samples.parquet", ".samples.parquet.part", "cells.jsonl", ".run.json.part"})
 _AT_ALL = frozenset({"started", "resumed", "environment.load_average"})
+_GROW = frozenset({"arguments.repeats", "arguments.studies", "cells"})
+"""What a run that is taken up may have more of."""
 _WITH_SOURCE = ("environment.git", "environment.packages")
 
 
@@ -175,7 +177,8 @@ class RunFolder:
         for result in (self.path / "results").iterdir():
             if result.stem not in self.finished:
                 result.unlink()
-        self._write_facts({**run.facts, "resumed": [*run.facts.get("resumed", []), facts["started"]]})
+        asked = {name: facts[name] for name in ("arguments", "cells") if name in facts}  # more of it, it may be
+        self._write_facts({**run.facts, **asked, "resumed": [*run.facts.get("resumed", []), facts["started"]]})
 
     @contextlib.contextmanager
     def _or_unlock(self) -> Iterator[None]:
@@ -321,7 +324,13 @@ def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     a, b = _flat(kept), _flat(now)
     names = [name for name in dict.fromkeys((*a, *b)) if name != "format" and a.get(name) != b.get(name)]
     names = [name for name in names if name not in _AT_ALL and not name.startswith(_WITH_SOURCE)]
+    names = [name for name in names if name not in _GROW or not _within(a.get(name), b.get(name))]
     return "; ".join(f"{name}: {a.get(name)!r}, now {b.get(name)!r}" for name in names)
+
+
+def _within(kept: Any, now: Any) -> bool:
+    """Whether nothing of what is kept is missing now."""
+    return set(kept) <= set(now) if isinstance(kept, list) and isinstance(now, list) else bool(kept <= now)
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

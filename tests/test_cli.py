@@ -435,6 +435,27 @@ def test_resume_takes_no_other_settings(crosslens: Call, workers: dict[str, str]
     refused(crosslens(*smoke("--out", "out")), "go on with it by --resume")
 
 
+def test_a_resumed_run_may_have_more_processes_of_each_cell_and_studies(
+    crosslens: Call, workers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("crosslens.benchmarks.commands.run_study", lambda name, folder: done.append(name))
+    assert crosslens(*smoke("--out", "out")).status == 0
+    before = Path("out/cells.jsonl").read_bytes()
+    assert crosslens("run", "--resume", "--out", "out", "--repeats", "3", "--study", "residue").status == 0
+    after = Path("out/cells.jsonl").read_bytes()
+    assert after.startswith(before)
+    run = read_run(Path("out"))
+    assert run.facts["arguments"]["repeats"] == 3
+    assert run.facts["arguments"]["studies"] == done == ["residue"]
+    ids = [cell["id"] for cell in run.cells]
+    assert sorted(ids) == sorted(run.facts["cells"])
+    assert len(ids) == len(set(ids))
+    assert {cell["repeat"] for cell in run.cells if cell["kind"] == "backend"} == {1, 2, 3}
+    refused(crosslens("run", "--resume", "--out", "out", "--repeats", "2"), "this run has 3, and what it has is kept")
+    refused(crosslens("run", "--resume", "--out", "out", "--study", "residu"), "there is no study 'residu'")
+
+
 def test_a_backend_of_the_default_set_that_is_missing_is_skipped_aloud(
     crosslens: Call, workers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ def test_a_study_runs_once_and_a_failure_is_told(tmp_path: Path, monkeypatch: py
     assert run_study("residue", tmp_path / "studies") == "the process ended with 3 and left no page"
 
 
-@pytest.mark.parametrize("name", [n for n in STUDIES])
+@pytest.mark.parametrize("name", list(STUDIES))
 def test_kept_pages_are_what_their_measurements_render_to(name: str, tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     kept = f"{name}{STUDIES[name].kept}"

@@ -177,12 +177,13 @@ PARTS: Sequence[tuple[str | None, Callable[[Results], Macros]]] = (
     ("known_truth", known_truth),
     ("correctness", _of("correctness", others.correctness_macros)),
     ("overhead", _of("overhead", others.overhead_macros)),
+    ("costs", _of("costs", others.costs_macros)),
     ("scaling", _of("scaling", others.scaling_macros)),
     ("published", _of("published", others.published_macros)),
 )
 """Study -> the macros that are of it; None: of every run."""
-SWITCHES = ("stories", "mistakes", "claims", "residue", "idioms", "known_truth", "correctness", "overhead", "scaling",
-            "published")  # fmt: skip
+SWITCHES = ("stories", "mistakes", "claims", "residue", "idioms", "known_truth", "correctness", "overhead", "costs",
+            "scaling", "published")  # fmt: skip
 """Studies that the text speaks of."""
 
 

@@ -150,6 +150,27 @@ def overhead_macros(kept: Mapping[str, Any]) -> Macros:
     }
 
 
+def costs_macros(kept: Mapping[str, Any]) -> Macros:
+    """Of what `sweep`, `compare` and the `Recorder` take, beside what they stand in for."""
+    from ..costs.page import COMGRA, SAME, by, fastest_loop, of_part, shown
+
+    kept = dict(kept)
+    compared, unknown = of_part(kept, "compare"), "an unknown number of"
+    found = {
+        "CompareSites": f"{compared[0]['kinds'] * compared[0]['blocks']}" if compared else unknown,
+        "CompareCost": shown(compared, "compare", "bare") if compared else unknown,
+    }
+    maps = by(of_part(kept, "sweep"), "maps", "local")
+    for macro, local in (("Sweep", "resid_post"), ("SweepHeads", "attn.z")):
+        each = maps.get(local)
+        found[f"{macro}Edits"] = f"{each[0]['layers'] * each[0]['inner']}" if each else unknown
+        found[f"{macro}Faster"] = shown(each, fastest_loop(each), "sweep, hooks") if each else unknown
+    loop = next(iter(by(of_part(kept, "recorder"), "loops", "name").values()), None)
+    for macro, way in (("RecorderCost", SAME), ("RecorderComgra", COMGRA)):
+        found[macro] = shown(loop, way, "bare") if loop and way in loop[0]["samples"] else unknown
+    return found
+
+
 def scaling(kept: Mapping[str, Any]) -> str:
     """Fixed and marginal costs, by backend."""
     settings = kept["settings"]
