@@ -149,7 +149,8 @@ class Saliency(Task):
             integrated = torch.zeros_like(end)
             for first in range(0, STEPS, REFERENCE_BATCH):
                 part = slice(first, first + REFERENCE_BATCH)
-                along, weight = (torch.tensor(each[part]).to(end)[:, None, None] for each in ((1 + nodes) / 2, weights / 2))
+                scaled = (torch.tensor(each[part]).to(end) for each in ((1 + nodes) / 2, weights / 2))
+                along, weight = (each[:, None, None] for each in scaled)
                 edit = replace("embed", start + along * (end - start))
                 ids = prompt.ids.repeat(len(along), 1)
                 gradients = oracle.gradients(ids, ["embed"], prompt.margin, edits=[edit])["embed"]

@@ -18,7 +18,6 @@ from crosslens.adapters.attention import eager_attention
 from crosslens.adapters.inputs import model_mask
 from crosslens.adapters.inputs import prepare as prepare_inputs
 
-
 TIMED_TOKENS = 64
 """Of one timed call; a bare forward of so many takes SmolLM2 a quarter of a second on one core."""
 
