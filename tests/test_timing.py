@@ -72,7 +72,20 @@ def test_garbage_collection_comes_back_after_an_exception() -> None:
 
 def test_work_on_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            events.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            assert other is not self
+            return 5000.0  # milliseconds
+
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.synchronize", lambda: events.append("wait"))
-    timing.seconds(lambda: events.append("call"), 2)
-    assert events == ["wait", "call", "call", "wait"], "before the clock starts and before it stops"
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    assert timing.seconds(lambda: events.append("call"), 2) == 2.5
+    assert events == ["wait", "event", "call", "call", "event", "wait"], "it is idle when the first is taken"
