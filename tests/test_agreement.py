@@ -34,7 +34,7 @@ def test_pairs_differ_in_the_subject_alone() -> None:
     model, tokenizer = tiny_model("llama")
     work = TASK.prepare(model, tokenizer, size="default")
     assert [(pair.id, pair.attractor) for pair in work.pairs] == [
-        (sentence, number) for sentence in ("man", "woman", "fisherman") for number in ("singular", "plural")
+        (sentence, number) for sentence in ("man", "woman") for number in ("singular", "plural")
     ]
     for pair in work.pairs:
         differ = (pair.singular != pair.plural).nonzero()[:, 1].tolist()
@@ -43,7 +43,7 @@ def test_pairs_differ_in_the_subject_alone() -> None:
         assert tokenizer.decode(pair.plural[0][pair.first]) == "e"
         assert [tokenizer.decode(t) for t in pair.verbs] == [" i", " a"]
         assert "".join(pair.tokens).endswith("s") == (pair.attractor == "plural")
-    assert sorted(row for rows in _alike(work) for row in rows) == list(range(6))
+    assert sorted(row for rows in _alike(work) for row in rows) == list(range(len(work.pairs)))
     assert repr(TASK.prepare(model, tokenizer, size="default")) == repr(work)
 
 

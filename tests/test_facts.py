@@ -34,8 +34,8 @@ def test_prompts_know_their_subject_and_answer() -> None:
     work = TASK.prepare(model, tokenizer, size="default")
     assert torch.equal(torch.get_rng_state(), before)
     subjects = [tokenizer.decode(p.ids[0, list(p.subject)]) for p in work.prompts]
-    assert subjects == [" France", " Eiffel Tower", " Colosseum"]
-    assert [tokenizer.decode(p.answer) for p in work.prompts] == [" P", " P", " R"]
+    assert subjects == [" France", " Eiffel Tower"]
+    assert [tokenizer.decode(p.answer) for p in work.prompts] == [" P", " P"]
     assert "".join(work.prompts[0].tokens) == "The capital of France is the city of"
     assert (work.layers, work.window) == ([0, 1, 2], 1)
     noise = torch.cat([p.noise.flatten() for p in work.prompts])

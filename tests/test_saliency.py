@@ -70,7 +70,7 @@ def test_nothing_is_attributed_where_no_name_stands(llama: tuple[nn.Module, Any]
     model, tokenizer = llama
     task = Saliency()
     work = task.prepare(model, tokenizer, size="default")
-    assert len(work.prompts) == len({prompt.id for prompt in work.prompts}) == 6
+    assert len(work.prompts) == len({prompt.id for prompt in work.prompts}) == 4
     with open_inspector("hooks", model) as lens:
         result = task.run(lens, work)
     for i, prompt in enumerate(work.prompts):

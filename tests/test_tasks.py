@@ -321,7 +321,7 @@ def test_the_headline_says_where_the_answer_moves(llama: tuple[nn.Module, Any]) 
 
 def test_stories_are_batched_by_length_and_padded_on_the_right(llama: tuple[nn.Module, Any]) -> None:
     model, tokenizer = llama
-    work = Characters().prepare(model, tokenizer, size="default")
+    work = Characters().prepare(model, tokenizer, size="full")
     assert len(work.stories) == len(read_stories()) >= 200
     assert sorted(row for batch in work.batches for row in batch.rows) == list(range(len(work.stories)))
     widths = []
@@ -334,6 +334,13 @@ def test_stories_are_batched_by_length_and_padded_on_the_right(llama: tuple[nn.M
             assert tokenizer.decode(tokens[:length]) == work.stories["text"][row]
             widths.append(length)
     assert widths == sorted(widths)
+
+
+def test_default_has_every_telling_of_half_of_the_stories(llama: tuple[nn.Module, Any]) -> None:
+    stories = Characters().prepare(*llama, size="default").stories
+    whole = read_stories()
+    assert stories["template"].nunique() * 2 == whole["template"].nunique()
+    assert stories["id"].tolist() == whole[whole["template"].isin(stories["template"])]["id"].tolist()
 
 
 def test_smoke_is_a_balanced_part(llama: tuple[nn.Module, Any]) -> None:
@@ -365,7 +372,7 @@ def test_every_asked_site_has_its_figures(llama: tuple[nn.Module, Any]) -> None:
 def test_the_table_ranks_where_categories_differ(llama: tuple[nn.Module, Any]) -> None:
     model, _ = llama
     task = Characters()
-    work = task.prepare(model, word_tokenizer(), size="default")
+    work = task.prepare(model, word_tokenizer(), size="full")
     rng = np.random.default_rng(0)
     figures = rng.normal(loc=1, scale=0.1, size=(len(work.stories), len(work.sites), len(NAMES)))
     figures[:, :, NAMES.index("count")] = 100.0
