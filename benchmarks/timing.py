@@ -105,13 +105,13 @@ def _stopwatch() -> Callable[[], float]:
         start = time.perf_counter()
         return lambda: time.perf_counter() - start
     torch.cuda.synchronize()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
 
     def stop() -> float:
         end.record()
         torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        return float(begin.elapsed_time(end)) / 1e3
 
     return stop
 
