@@ -183,7 +183,7 @@ def scaling(kept: Mapping[str, Any]) -> str:
         rf"half of their 95\,\% intervals, which are {spread}. Seeded llamas made for it, float32, "
         f"{_counted(settings['threads'], 'thread', 's')}, {machine(kept)}."
     )
-    return floating("scaling", caption, latex_of("scaling", kept), size="scriptsize", gap=1)
+    return floating("scaling", caption, latex_of("scaling", kept), size="scriptsize", gap=2)
 
 
 def scaling_macros(kept: Mapping[str, Any]) -> Macros:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -145,11 +146,12 @@ def _three(value: float) -> str:
 
 
 def _pair(each: Estimate | None) -> str:
-    """A value and the wider half of its interval."""
+    """A value and the wider half of its interval, to two digits of that half."""
     if each is None:
         return "--"
     half = max(each.high - each.value, each.value - each.low)
-    return rf"${_three(each.value)}\pm{_three(half)}$".replace(",", "{,}")
+    places = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 3
+    return rf"${each.value:,.{places}f}\pm{half:,.{places}f}$".replace(",", "{,}")
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
