@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,19 @@ def run_job(module: str, job: Mapping[str, Any], *, threads: int, seconds: float
             return {"error": f"the process ended with {done.returncode}: {last}"}
         answer: dict[str, Any] = json.loads(found(path).read_text(encoding="utf-8"))
         return answer
+
+
+def chosen(names: Sequence[str], known: Iterable[str], what: str) -> list[str]:
+    """The names, each once, in the order of those that are known; all of these if none is given.
+
+    Raises:
+        InputError: an unknown one; `what` says of what it is, such as `row`.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise InputError(f"there is no {what} {name!r}; there are {', '.join(known)}")
+    return [name for name in known if name in names] if names else known
 
 
 def collect(

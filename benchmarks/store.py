@@ -330,7 +330,9 @@ def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _within(kept: Any, now: Any) -> bool:
     """Whether nothing of what is kept is missing now."""
-    return set(kept) <= set(now) if isinstance(kept, list) and isinstance(now, list) else bool(kept <= now)
+    if isinstance(kept, list) and isinstance(now, list):
+        return set(kept) <= set(now)
+    return isinstance(kept, int) and isinstance(now, int) and kept <= now
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

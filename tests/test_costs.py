@@ -19,7 +19,7 @@ from crosslens.benchmarks.costs import comparing, kpi, recorder, running, sweep,
 from crosslens.benchmarks.costs.__main__ import main
 from crosslens.benchmarks.costs.loops import LOOPS, Loop, residual
 from crosslens.benchmarks.costs.page import markdown, sentence, summary
-from crosslens.benchmarks.costs.parts import PARTS, checked, jobs
+from crosslens.benchmarks.costs.parts import PARTS, jobs
 from crosslens.benchmarks.costs.turns import WaysDifferError, in_turns
 from crosslens.benchmarks.estimate import median_ratio
 from crosslens.benchmarks.paper.sources import Results, read
@@ -138,7 +138,7 @@ def test_a_sweep_is_timed_beside_loops_that_give_the_same_numbers(monkeypatch: p
 
 
 def test_jobs_take_turns_and_what_is_not_timed_runs_once() -> None:
-    made = jobs(checked([]), 3, None, False, [])
+    made = jobs(list(PARTS), 3, None, False, [])
     assert list(dict.fromkeys(job["part"] for job in made)) == list(PARTS)
     for name, part in PARTS.items():
         own = [job for job in made if job["part"] == name]
@@ -193,7 +193,7 @@ def found_of(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_of(processes: int = 2, rounds: int | None = None) -> dict[str, Any]:
-    made = jobs(checked([]), processes, rounds, False, [])
+    made = jobs(list(PARTS), processes, rounds, False, [])
     return {**ABOUT, "processes": [{"job": job, "load": 0.25, "found": found_of(job)} for job in made]}
 
 
@@ -269,7 +269,7 @@ def test_what_was_kept_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(running, "run_job", run_job)
     page = tmp_path / "costs.md"
-    every = jobs(checked([]), 2, None, False, [])
+    every = jobs(list(PARTS), 2, None, False, [])
     broken |= {"cut", "compare"}
     with pytest.raises(KeyboardInterrupt):
         running.collect(every, ABOUT, page)

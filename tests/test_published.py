@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from crosslens.adapters import InputError
 from crosslens.benchmarks import timing
+from crosslens.benchmarks.fresh import chosen
 from crosslens.benchmarks.published import (
     nnbench,
     noise_floors,
@@ -34,7 +35,7 @@ from crosslens.benchmarks.published.claim import Claim, Found, Kept, Scale, Sour
 from crosslens.benchmarks.published.disk import megabytes
 from crosslens.benchmarks.published.intervene import mlp, tdhook_intervenes
 from crosslens.benchmarks.published.page import escaped, latex, markdown, rows
-from crosslens.benchmarks.published.study import checked, run, study
+from crosslens.benchmarks.published.study import run, study
 from crosslens.benchmarks.published.subjects import agree
 from crosslens.benchmarks.published.worker import measured
 
@@ -292,8 +293,11 @@ def test_latex_reads_what_is_escaped() -> None:
 
 def test_rows_are_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no row 'torchlens.hook'; there are control.again, torchlens.hooks"):
-        checked(["torchlens.hook"])
-    assert checked(["nnbench.plain", "torchlens.hooks", "nnbench.plain"]) == ["torchlens.hooks", "nnbench.plain"]
+        chosen(["torchlens.hook"], CLAIMS, "row")
+    assert chosen(["nnbench.plain", "torchlens.hooks", "nnbench.plain"], CLAIMS, "row") == [
+        "torchlens.hooks",
+        "nnbench.plain",
+    ]
     with pytest.raises(InputError, match=r"must be a .md file in a folder that exists"):
         main(out=tmp_path / "there" / "page.md")
     (tmp_path / "page.json").write_text("[]")

@@ -10,11 +10,11 @@ import typer
 
 from crosslens.adapters import CrosslensError, InputError
 from crosslens.benchmarks.environment import environment
-from crosslens.benchmarks.fresh import check_page
+from crosslens.benchmarks.fresh import check_page, chosen
 from crosslens.tasks.parts import replace_file
 
 from .page import markdown
-from .parts import PARTS, checked, jobs, missing
+from .parts import PARTS, jobs, missing
 from .running import collect
 
 _LIBRARIES = ("comgra", "nnsight", "pyvene", "transformer-lens")
@@ -37,7 +37,7 @@ def main(
 ) -> None:
     """What key figures, `compare`, the `Recorder` and `sweep` cost, and what they stand in for."""
     check_page(out)
-    names, left_out = checked(part or []), missing()
+    names, left_out = chosen(part or [], PARTS, "part"), missing()
     settings: dict[str, Any] = {"threads": 1, "left_out": left_out}
     asked = jobs(names, 1 if quick else processes, 1 if quick else rounds or None, quick, list(left_out))
     try:

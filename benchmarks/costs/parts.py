@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crosslens.adapters import BackendNotInstalledError, InputError, load_backend
+from crosslens.adapters import BackendNotInstalledError, load_backend
 
 from . import comparing, kpi, recorder, sweep
 
@@ -49,18 +49,6 @@ PARTS: dict[str, Part] = {
 """About ten minutes on an idle core, as the CPU times of single calls add up. Intervals are over processes: three of
 each part, with as few rounds in each as that leaves, and for the same reason 96 stories to compare and 8 edits of a
 loop. Memory is read once for each corpus."""
-
-
-def checked(names: Sequence[str]) -> list[str]:
-    """The parts, each once, in the order of the page; all of them if none is named.
-
-    Raises:
-        InputError: an unknown one.
-    """
-    for name in names:
-        if name not in PARTS:
-            raise InputError(f"there is no part {name!r}; there are {', '.join(PARTS)}")
-    return [name for name in PARTS if name in names] if names else list(PARTS)
 
 
 def missing() -> dict[str, str]:

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from crosslens.adapters import InputError
+from crosslens.benchmarks.fresh import chosen
 from crosslens.tasks.parts import replace_file
 
 from .catalogue import CLAIMS, groups
 from .claim import Scale
 from .page import latex, markdown
-from .study import checked, study
+from .study import study
 
 
 def main(
@@ -37,7 +38,7 @@ def main(
         return
     if tex:
         raise InputError("--latex goes with --show PAGE.json: it renders what was measured")
-    names = checked(row or [])
+    names = chosen(row or [], CLAIMS, "row")
     if out is not None and (out.suffix != ".md" or not out.parent.is_dir()):
         raise InputError(f"--out {out}: must be a .md file in a folder that exists")
     beside = out.with_suffix(".json") if out is not None else None

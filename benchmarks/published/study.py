@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from crosslens.adapters import InputError
 from crosslens.benchmarks.environment import environment
 
 from .catalogue import CLAIMS, LIBRARIES, groups
@@ -20,18 +19,6 @@ from .claim import Kept, Scale
 
 SECONDS = 900.0
 """That one process may take."""
-
-
-def checked(rows: list[str]) -> list[str]:
-    """The ids, each once, in the order of the page; all of them if none is given.
-
-    Raises:
-        InputError: an unknown one.
-    """
-    for each in rows:
-        if each not in CLAIMS:
-            raise InputError(f"there is no row {each!r}; there are {', '.join(CLAIMS)}")
-    return [each for each in CLAIMS if each in rows] if rows else list(CLAIMS)
 
 
 def study(
