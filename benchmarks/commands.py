@@ -17,12 +17,13 @@ from crosslens.adapters import InputError
 
 from . import progress
 from .difference import MEANINGS, counted, differences
+from .environment import threads
 from .executors import NO_TIMING, executor, joined
 from .plan import Plan, fetch_models, known, make_plan
 from .render import FORMATS, AnyTable, data, write
 from .run import execute, facts
 from .store import RunFolder, go_on, read_facts, read_run, refuse_out, to_json
-from .studies import STUDIES, run_study, write_pages
+from .studies import missing, run_studies, write_pages
 from .summary import every_table
 from .terminal import show
 
@@ -110,11 +111,9 @@ def _run(plan: Plan, where: str, out: Path, resume: bool, as_json: bool, err: Co
             executor(where, plan, folder, told, now["environment"]) as cells,
         ):
             good = execute(plan, folder, told, cells)
-        for name in plan.studies:
-            err.print(f"{name}: {STUDIES[name].about} ...", markup=False, highlight=False, soft_wrap=True)
-            if wrong := run_study(name, out / "studies"):
-                err.print(f"{name}: {wrong}", style="red", markup=False, highlight=False, soft_wrap=True)
-                good = False
+        if studies := missing(plan.studies, out / "studies"):
+            with progress.show(err, len(studies), "studies") as told:
+                good = run_studies(studies, out / "studies", told, threads()) and good
     except KeyboardInterrupt:
         err.print(
             f"stopped: the {len(folder.finished)} cells that had finished are kept in {out}; `crosslens tables "

@@ -67,16 +67,15 @@ class Suite:
 
 
 QUICK = ("hooks", "transformer_lens", "nnsight")
+_SAMPLING = Sampling(pairs=6, most=30, seconds=3.0)
 SUITES = {
     "smoke": Suite(
         QUICK, ("tiny-llama",), "smoke", Sampling(pairs=12, most=12, seconds=1.0), 1, 120.0, None, warm=True
     ),
     # all backends in half an hour on 2 cores
-    "default": Suite(None, (DEFAULT_MODEL,), "default", Sampling(pairs=6, most=30, seconds=3.0), 1, 1200.0, None),
-    # the same work in several processes, each alone on the machine, and what is measured beside it
-    "full": Suite(
-        None, (DEFAULT_MODEL,), "default", Sampling(pairs=12, most=40, seconds=9.0), 3, 7200.0, 1, tuple(STUDIES)
-    ),
+    "default": Suite(None, (DEFAULT_MODEL,), "default", _SAMPLING, 1, 1200.0, None),
+    # the same work in several processes, which differ by more than samples do, each alone on the machine; and studies
+    "full": Suite(None, (DEFAULT_MODEL,), "default", _SAMPLING, 3, 7200.0, 1, tuple(STUDIES)),
 }
 
 

@@ -109,7 +109,7 @@ class Lines(Show):
 class Bars(Show):
     """A bar for the cells, with the time left at the pace so far, and one for each cell that runs."""
 
-    def __init__(self, console: Console, cells: int) -> None:
+    def __init__(self, console: Console, cells: int, called: str) -> None:
         # Twice a second: a livelier display would take its time from the cell that is being timed.
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -122,7 +122,7 @@ class Bars(Show):
             transient=True,
         )
         self._pace = Pace(cells)
-        self._cells: Any = self._bars.add_task("cells", total=cells, left="")
+        self._cells: Any = self._bars.add_task(called, total=cells, left="")
         self._running: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -158,6 +158,6 @@ def outcome(cell: str, status: str, reason: str | None, seconds: float) -> str:
     return f"{cell}: {status}, {seconds:.1f} s{why}"
 
 
-def show(console: Console, cells: int) -> Show:
-    """Bars on a terminal, lines elsewhere."""
-    return Bars(console, cells) if console.is_terminal else Lines(console, cells)
+def show(console: Console, cells: int, called: str = "cells") -> Show:
+    """Bars on a terminal, lines elsewhere; `called` is what `cells` counts."""
+    return Bars(console, cells, called) if console.is_terminal else Lines(console, cells)

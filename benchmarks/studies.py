@@ -1,14 +1,17 @@
 """What `crosslens run --suite full` measures beside the tasks: idioms, mistakes, residue, claims, known truth.
 
-Each study is a program of its own, `python -m crosslens.benchmarks.NAME`, run in a process of its own. What was
-measured lies in the run's `studies/`, with a page that is rendered from it and from nothing else.
+Each study is a program of its own, `python -m crosslens.benchmarks.NAME`, run in a process of its own: those that time
+something alone on the machine, the others beside one another. What was measured lies in the run's `studies/`, with a
+page that is rendered from it and from nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,12 @@ from typing import Any
 
 from crosslens.adapters import InputError
 from crosslens.tasks.parts import replace_file
+
+from .environment import threads
+from .progress import Show
+
+_AWAKE = 0.25  # seconds between two looks at what has finished
+_LAST = 3  # lines of what a study printed that say why it failed
 
 
 @dataclass(frozen=True)
@@ -26,11 +35,13 @@ class Study:
         about: what it says, one line.
         render: the file with what was measured -> the page.
         kept: how that file's name ends.
+        timed: whether it times anything, and so has the machine to itself.
     """
 
     about: str
     render: Callable[[Path], str]
     kept: str = ".json"
+    timed: bool = False
 
 
 def _read(path: Path) -> Any:
@@ -119,36 +130,93 @@ STUDIES = {
     "correctness": Study("what is right, of every site by every operation, and what is rounding", _correctness),
     "claims": Study("what libraries do when they are used directly: silent errors, each with its program", _claims),
     "known_truth": Study("who finds a planted difference, and one that is not there", _known_truth, ".jsonl"),
-    "stories": Study("what was hard and is now short: the programs of examples/, and what they print", _stories),
+    "stories": Study(
+        "what was hard and is now short: the programs of examples/, and what they print", _stories, timed=True
+    ),
     "coverage": Study("how often the intervals of the tables hold a ratio that is known, on simulated runs", _coverage),
-    "costs": Study("what key figures, `compare`, the `Recorder` and `sweep` cost, and what they stand in for", _costs),
-    "overhead": Study("what each operation costs, and what of it the common interface costs", _overhead),
-    "scaling": Study("how costs grow with sites, edits, depth, width, tokens and batch, and memory by call", _scaling),
-    "published": Study("figures that others published about these libraries, measured again", _published),
+    "costs": Study(
+        "what key figures, `compare`, the `Recorder` and `sweep` cost, and what they stand in for", _costs, timed=True
+    ),
+    "overhead": Study("what each operation costs, and what of it the common interface costs", _overhead, timed=True),
+    "scaling": Study(
+        "how costs grow with sites, edits, depth, width, tokens and batch, and memory by call", _scaling, timed=True
+    ),
+    "published": Study("figures that others published about these libraries, measured again", _published, timed=True),
 }
 
 
-def run_study(name: str, folder: Path) -> str | None:
-    """Run a study and keep its page as `folder/NAME.md`, unless it is there.
+def missing(names: Sequence[str], folder: Path) -> list[str]:
+    """Those whose page is not in the folder, or of a part: a log is there until a study has ended well."""
+    return [name for name in names if (folder / f"{name}.log").exists() or not (folder / f"{name}.md").exists()]
+
+
+def run_studies(names: Sequence[str], folder: Path, show: Show, at_once: int) -> bool:
+    """Run each study and keep its page as `folder/NAME.md`.
+
+    Args:
+        show: is told how each starts and ends.
+        at_once: how many of those that time nothing run beside one another, on a share of the cores each.
 
     Returns:
-        What went wrong, if something did: findings are no error.
+        Whether each left its page: findings are no error. What one that did not has printed is kept in `NAME.log`.
 
     Raises:
         InputError: the folder cannot be written.
+        KeyboardInterrupt: those under way are ended.
     """
-    page = folder / f"{name}.md"
-    if page.exists():
-        return None
+    good = True
+    for timed, most in ((False, at_once), (True, 1)):
+        queue = [name for name in names if STUDIES[name].timed is timed]
+        running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+        try:
+            while queue or running:
+                while queue and len(running) < most:
+                    name = queue.pop(0)
+                    running[name] = _start(name, folder, None if timed else at_once), time.monotonic()
+                    show.start(name)
+                for name, (process, since) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[name]
+                        wrong = _ended(name, folder, process.returncode)
+                        show.finish(name, "failed" if wrong else "done", wrong, time.monotonic() - since)
+                        good = good and not wrong
+                time.sleep(_AWAKE)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.wait()
+    return good
+
+
+def _start(name: str, folder: Path, sharing: int | None) -> subprocess.Popen[bytes]:
+    """A study's process; what it prints goes to `NAME.log`."""
+    command = [sys.executable, "-P", "-W", "ignore", "-m", f"crosslens.benchmarks.{name}"]
+    env = {"OMP_NUM_THREADS": str(max(1, threads() // sharing))} if sharing else {}
     try:
         folder.mkdir(exist_ok=True)
+        with (folder / f"{name}.log").open("wb") as log:
+            (folder / f"{name}.md").unlink(missing_ok=True)  # rendered from what there is; it is there again at the end
+            return subprocess.Popen(
+                [*command, "--out", str(folder / f"{name}.md")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | env,
+            )
     except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error}") from error
-    command = [sys.executable, "-P", "-W", "ignore", "-m", f"crosslens.benchmarks.{name}", "--out", str(page)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if not page.exists():
-        return f"the process ended with {done.returncode} and left no page"
-    return None
+        raise InputError(f"{folder} cannot hold the study {name}: {error}") from error
+
+
+def _ended(name: str, folder: Path, code: int) -> str | None:
+    """Why a study that has ended left no page; None where it did."""
+    log = folder / f"{name}.log"
+    if (folder / f"{name}.md").exists():
+        log.unlink()
+        return None
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = " ".join([line.strip() for line in lines if line.strip()][-_LAST:])
+    return f"the process ended with {code} and left no page; {log} has what it printed, at last: {last or 'nothing'}"
 
 
 def pages(run: Path) -> dict[str, str]:

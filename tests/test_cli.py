@@ -439,7 +439,7 @@ def test_a_resumed_run_may_have_more_processes_of_each_cell_and_studies(
     crosslens: Call, workers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    monkeypatch.setattr("crosslens.benchmarks.commands.run_study", lambda name, folder: done.append(name))
+    monkeypatch.setattr("crosslens.benchmarks.commands.run_studies", lambda names, *_: done.extend(names) or True)
     assert crosslens(*smoke("--out", "out")).status == 0
     before = Path("out/cells.jsonl").read_bytes()
     assert crosslens("run", "--resume", "--out", "out", "--repeats", "3", "--study", "residue").status == 0

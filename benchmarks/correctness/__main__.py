@@ -44,11 +44,16 @@ def main(
         show(found, about)
     else:
         found, about = _kept_of_others(out, names) if backend else ([], {})
-        page = ""
-        for _ in measure({name: designed(name) for name in names}, found, about):  # each backend is kept at once
-            page = _keep(found, about, out)
+        kept = ""
+        for _ in measure({name: designed(name) for name in names}, found, about):
+            kept = _text(found, about)
+            if out is not None:  # each backend is kept at once
+                _keep(out.with_suffix(".json"), kept)
+        page = markdown(json.loads(kept))
         if out is None:
             print(page)
+        else:
+            _keep(out, page)  # last: a page is there when everything was measured
     if any(row.verdict.name in BAD for row in found):
         raise typer.Exit(1)
 
@@ -65,20 +70,20 @@ def _kept_of_others(out: Path | None, names: Sequence[str]) -> tuple[list[Row], 
         raise InputError(f"{out.with_suffix('.json')} cannot be read, so nothing can be added: {error}") from error
 
 
-def _keep(found: Sequence[Row], about: Mapping[str, Mapping[str, Any]], out: Path | None) -> str:
-    """Write what was measured and its page, if they are to be written; returns the page."""
+def _text(found: Sequence[Row], about: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was measured, as it is kept."""
     count = len(possible())
     ordered = {name: about[name] for name in backends() if name in about}
     libraries = [each["library"] for each in ordered.values() if each["library"]]
-    kept = text(found, environment(libraries), (count, count * len(DTYPES)), ordered)
-    page = markdown(json.loads(kept))
-    if out is not None:
-        try:
-            replace_file(out.with_suffix(".json"), kept.encode())
-            replace_file(out, page.encode())
-        except OSError as error:
-            raise InputError(f"--out {out} cannot be written, what was there stays: {error}") from error
-    return page
+    return text(found, environment(libraries), (count, count * len(DTYPES)), ordered)
+
+
+def _keep(path: Path, written: str) -> None:
+    """Write a file whole, or leave what was there."""
+    try:
+        replace_file(path, written.encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written, what was there stays: {error}") from error
 
 
 def designed(name: str) -> list[Job]:

@@ -60,7 +60,7 @@ def main(
     backend: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
     model: Annotated[str, typer.Option(help="of the family llama, see `crosslens models`")] = "smollm2-135m",
     processes: Annotated[int, typer.Option(min=1, help="of each backend")] = 3,
-    seconds: Annotated[float, typer.Option(min=0, help="of blocks in one process, after which no more begin")] = 8.0,
+    seconds: Annotated[float, typer.Option(min=0, help="of blocks in one process, after which no more begin")] = 25.0,
     quick: Annotated[bool, typer.Option(help="one process, two blocks, the small shape")] = False,
 ) -> None:
     """What each operation costs through each backend, and what of it the common interface costs."""

@@ -24,7 +24,7 @@ from .study import study
 def main(
     row: Annotated[list[str] | None, typer.Option(help="an id; all of them unless told, may be repeated")] = None,
     processes: Annotated[int, typer.Option(help="for each row that is timed", min=1)] = 3,
-    seconds: Annotated[float, typer.Option(help="of pairs for each timed row of a process", min=0.0)] = 2.0,
+    seconds: Annotated[float, typer.Option(help="of pairs for each timed row of a process", min=0.0)] = 0.7,
     apart: Annotated[bool, typer.Option(help="a process for each row, not for each group of rows")] = False,
     tiny: Annotated[bool, typer.Option(help="models too small to say anything, to see that it runs")] = False,
     out: Annotated[Path | None, typer.Option(help="a .md file; what was measured goes beside it as .json")] = None,

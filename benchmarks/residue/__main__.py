@@ -104,9 +104,10 @@ def main(
         kept["uses"] = ordered
         if out is not None:
             replace_file(out.with_suffix(".json"), (json.dumps(kept, indent=1) + "\n").encode())
-            replace_file(out, markdown(kept).encode())
     if out is None:
         print(markdown(kept))
+    else:
+        replace_file(out, markdown(kept).encode())  # last: a page is there when everything was measured
 
 
 if __name__ == "__main__":
