@@ -25,6 +25,7 @@ from .environment import environment
 
 SAME = ("python", "platform", "cpu", "cores", "versions")
 """Of an environment: what must be the same for processes to stand in one table."""
+_GOES_ON = ("python", "platform", "cpu", "cores", "packages", "source")
 
 Kept = dict[str, Any]
 """What is kept of a study: `environment`, `settings`, and `processes`, each with its `job` and what it `found`."""
@@ -79,12 +80,14 @@ def collect(
         module: the program.
         jobs: in the order in which they run.
         about: `environment` and `settings`.
-        page: a .md file. Where it is not there and its .json is, of the same settings and software on the same kind of
-            machine, the run was cut: jobs with an answer are not run again.
+        page: a .md file. Where the run was cut, with the same settings (`begun`), jobs with an answer are not run
+            again.
         threads: that each process computes with.
         seconds: that one process may take.
     """
-    kept: Kept = {**about, "processes": _cut_short(about, page)}
+    earlier = begun(page, about["environment"])
+    answered = [each for each in earlier.get("processes", []) if "error" not in each["found"]]
+    kept: Kept = {**about, "processes": answered if earlier.get("settings") == about["settings"] else []}
     have = [each["job"] for each in kept["processes"]]
     for job in track(
         [job for job in jobs if dict(job) not in have], description="processes", console=Console(stderr=True)
@@ -141,15 +144,16 @@ def check_page(page: Path | None) -> None:
         raise InputError(f"--out {page}: must be a .md file in a folder that exists")
 
 
-def _cut_short(about: Kept, page: Path | None) -> list[dict[str, Any]]:
-    """Processes of a run that was cut, if it is this run."""
-    if page is None or page.exists() or not page.with_suffix(".json").exists():
-        return []
+def begun(page: Path | None, here: Mapping[str, Any]) -> Kept:
+    """What a run that was cut has kept beside the page that it never wrote, if it can go on; else nothing.
+
+    Args:
+        here: the environment now: the same source and software, on the same kind of machine, can go on.
+    """
+    if page is None or page.exists():
+        return {}
     try:
-        kept = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-        same = kept["settings"] == about["settings"] and all(
-            kept["environment"][name] == about["environment"][name] for name in SAME
-        )
-        return [each for each in kept["processes"] if "error" not in each["found"]] if same else []
+        kept: Kept = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+        return kept if all(kept["environment"][name] == here[name] for name in _GOES_ON) else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return {}

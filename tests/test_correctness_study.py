@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosslens.adapters import InputError, Inspector
+from crosslens.adapters import InputError, Inspector, backends
 from crosslens.adapters.hooks import HooksInspector
 from crosslens.benchmarks.correctness import measure, oracle, own_forward
 from crosslens.benchmarks.correctness.__main__ import main
@@ -455,3 +455,27 @@ def test_one_cell_is_shown_in_every_dtype(capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1] for line in lines[::2]] == ["exact", "noise", "noise"]
     assert "cosine" in lines[1]
+
+
+def test_a_run_that_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def pretend(jobs: Any, found: list[Row], about: dict[str, Any]) -> Iterator[str]:
+        for name in jobs:
+            asked.append(name)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            found.append(Row(name, CELLS[0], "float64", Verdict("exact", Distance(1e-15, 2e-15), 1e-16)))
+            about[name] = {"library": "torch", "version": "2", "missing": None, "strength": 3}
+            yield name
+
+    monkeypatch.setattr("crosslens.benchmarks.correctness.__main__.measure", pretend)
+    page = tmp_path / "page.md"
+    with pytest.raises(KeyboardInterrupt):
+        main(None, None, page)
+    assert not page.exists(), "a page says that everything was measured"
+    main(None, None, page)
+    assert asked == [*backends()[:3], *backends()[2:]], "a backend that was done is not asked again"
+    kept = json.loads(page.with_suffix(".json").read_text())
+    assert [row.backend for row in rows(kept)] == backends()
+    assert page.read_text() == markdown(kept)

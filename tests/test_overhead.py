@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import re
@@ -360,11 +359,15 @@ def test_it_runs_as_a_program_and_goes_on_where_it_was_cut(tmp_path: Path, monke
     assert page.read_text() == markdown(kept)
     assert (tmp_path / "overhead.svg").exists()
     assert len(controls(kept)) == 2
-    other = copy.deepcopy(kept)
-    other["settings"]["model"] = "another"
     page.unlink()
-    assert fresh._cut_short(other, page) == [], "other settings do not stand in one table"
-    assert len(fresh._cut_short(kept, page)) == 2
+    here, settings = kept["environment"], kept["settings"]
+    for about, processes in (
+        ({"environment": here, "settings": settings}, 2),
+        ({"environment": here, "settings": {**settings, "model": "another"}}, 0),
+        ({"environment": {**here, "source": "another"}, "settings": settings}, 0),
+    ):
+        gone_on = fresh.collect("no program", [], about, page, threads=1, seconds=1)
+        assert len(gone_on["processes"]) == processes, "what was measured otherwise does not stand in one table"
 
 
 def test_a_process_that_dies_or_hangs_is_told() -> None:

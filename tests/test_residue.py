@@ -339,3 +339,23 @@ def test_wrong_options_are_refused_before_any_work(
     with pytest.raises(InputError, match=says):
         main(library, tmp_path / out if out else None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Any) -> None:
+    asked: list[str] = []
+
+    def measured(name: str) -> Any:
+        asked.append(name)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return kept["uses"][name]
+
+    monkeypatch.setattr("crosslens.benchmarks.residue.__main__.measured", measured)
+    page = tmp_path / "residue.md"
+    with pytest.raises(KeyboardInterrupt):
+        main(None, page)
+    assert not page.exists(), "a page says that everything was measured"
+    main(None, page)
+    assert asked == [*list(USES)[:3], *list(USES)[2:]], "what was kept is not measured again"
+    assert page.read_text() == markdown(json.loads(page.with_suffix(".json").read_text()))
+    assert json.loads(page.with_suffix(".json").read_text())["uses"] == kept["uses"]

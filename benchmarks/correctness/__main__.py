@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from crosslens.adapters import InputError, backends
 from crosslens.benchmarks.environment import environment
+from crosslens.benchmarks.fresh import begun, check_page
 from crosslens.tasks.parts import replace_file
 
 from .design import DTYPES, THIN, Cell, design, dtypes_of, possible
@@ -33,8 +34,7 @@ def main(
     for name in names:
         if name not in backends():
             raise InputError(f"there is no backend {name!r}; registered: {', '.join(backends())}")
-    if out is not None and (out.suffix != ".md" or not out.parent.is_dir()):
-        raise InputError(f"--out {out}: must be a .md file in a folder that exists")
+    check_page(out)
     names = list(dict.fromkeys(names))
     if only:
         cells = [Cell.of(each) for each in only]
@@ -43,8 +43,9 @@ def main(
             continue
         show(found, about)
     else:
-        found, about = _kept_of_others(out, names) if backend else ([], {})
-        kept = ""
+        found, about = _kept_of_others(out, names) if backend else _cut_short(out)
+        names = [name for name in names if name not in about]
+        kept = _text(found, about)
         for _ in measure({name: designed(name) for name in names}, found, about):
             kept = _text(found, about)
             if out is not None:  # each backend is kept at once
@@ -68,6 +69,12 @@ def _kept_of_others(out: Path | None, names: Sequence[str]) -> tuple[list[Row], 
         return others, {name: each for name, each in kept["backends"].items() if name not in names}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out.with_suffix('.json')} cannot be read, so nothing can be added: {error}") from error
+
+
+def _cut_short(out: Path | None) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+    """What a run that was cut has kept, of the backends that it was done with."""
+    kept = begun(out, environment([]))
+    return (list(rows(kept)), dict(kept["backends"])) if kept else ([], {})
 
 
 def _text(found: Sequence[Row], about: Mapping[str, Mapping[str, Any]]) -> str:

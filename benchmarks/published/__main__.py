@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from crosslens.adapters import InputError
-from crosslens.benchmarks.fresh import chosen
+from crosslens.benchmarks.fresh import check_page, chosen
 from crosslens.tasks.parts import replace_file
 
 from .catalogue import CLAIMS, groups
@@ -39,8 +39,7 @@ def main(
     if tex:
         raise InputError("--latex goes with --show PAGE.json: it renders what was measured")
     names = chosen(row or [], CLAIMS, "row")
-    if out is not None and (out.suffix != ".md" or not out.parent.is_dir()):
-        raise InputError(f"--out {out}: must be a .md file in a folder that exists")
+    check_page(out)
     beside = out.with_suffix(".json") if out is not None else None
     earlier = _read(beside) if beside is not None and row and beside.exists() else None
     kept: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from rich.progress import track
 
 from crosslens.adapters import InputError
 from crosslens.benchmarks.environment import environment, library_version
+from crosslens.benchmarks.fresh import begun, check_page
 from crosslens.tasks.parts import replace_file
 
 from .table import markdown
@@ -93,11 +94,13 @@ def main(
     for name in names:
         if name not in USES:
             raise InputError(f"no use {name!r}; there are {', '.join(map(repr, USES))}")
-    if out is not None and (out.suffix != ".md" or not out.parent.is_dir()):
-        raise InputError(f"--out {out}: must be a .md file in a folder that exists")
+    check_page(out)
     kept: dict[str, Any] = {"environment": environment(use.library for use in USES.values() if use.library), "uses": {}}
     if out is not None and library and out.with_suffix(".json").exists():
         kept["uses"] = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["uses"]
+    elif not library:
+        kept["uses"] = begun(out, kept["environment"]).get("uses", {})
+        names = [name for name in names if name not in kept["uses"]]
     for name in track(names, description="uses", console=Console(stderr=True)):
         kept["uses"][name] = measured(name)
         ordered = {each: kept["uses"][each] for each in USES if each in kept["uses"]}
