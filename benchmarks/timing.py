@@ -89,13 +89,13 @@ def time_blocks(
 
 def seconds(call: Call, calls: int) -> float:
     """Mean seconds of one call, over `calls` of them; what they started on a GPU has ended by then."""
-    stop = _stopwatch()
+    stop = stopwatch()
     for _ in range(calls):
         call()
     return stop() / calls
 
 
-def _stopwatch() -> Callable[[], float]:
+def stopwatch() -> Callable[[], float]:
     """Starts to run; what it returns stops it, and gives seconds.
 
     Where this process uses a GPU, whose work goes on after the call that started it has returned, the time is that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,10 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def watch(self) -> Callable[[], float]:
+        start = self.now
+        return lambda: self.now - start
+
     def taking(self, seconds: float, result: Any) -> Any:
         def call() -> Any:
             self.now += seconds
@@ -146,7 +151,7 @@ def planted(clock: Clock, through: float, result: Any = None, samples: int = 4, 
         "native": Way(clock.taking(2.0, right), "right"),
         "through": Way(clock.taking(through, right if result is None else result), "right"),
     }
-    return Cell({"shape": "small", "operation": "add"}, found, samples, clock=clock, **options)
+    return Cell({"shape": "small", "operation": "add"}, found, samples, watch=clock.watch, **options)
 
 
 def test_planted_times_come_out() -> None:

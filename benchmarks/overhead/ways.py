@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from crosslens.adapters import CrosslensError, Inspector, UnsupportedError
-from crosslens.benchmarks.timing import Call
+from crosslens.benchmarks.timing import Call, stopwatch
 
 from .idiomatic import direct_call, native_call
 from .operations import OPERATIONS, Work
@@ -95,18 +94,18 @@ class Cell:
         ways: name -> way; all are held to what `native` gives.
         samples: wanted of each.
         parameters: whatever a call may leave with a gradient.
-        cuda: whether to wait for the device.
+        cuda: whether to read the memory of the device.
         patience: seconds of samples after which a way has no more of them; but it has two, or one very slow one.
-        clock: in seconds.
+        watch: a watch that runs from now on; what it returns stops it, and gives seconds.
     """
 
     def __init__(
         self, place: Mapping[str, Any], ways: dict[str, Way], samples: int,
         parameters: Sequence[nn.Parameter] = (), *, cuda: bool = False, patience: float = PATIENCE,
-        clock: Callable[[], float] = time.perf_counter,
+        watch: Callable[[], Callable[[], float]] = stopwatch,
     ) -> None:  # fmt: skip
         self.place, self.ways, self.samples = dict(place), ways, samples
-        self._parameters, self._cuda, self._patience, self._clock = parameters, cuda, patience, clock
+        self._parameters, self._cuda, self._patience, self._watch = parameters, cuda, patience, watch
 
     def judge(self) -> None:
         """Hold what every way gives to what plain hooks give; must go before `sample`.
@@ -133,11 +132,9 @@ class Cell:
         for name in names:
             way = self.ways[name]
             assert way.call is not None
-            self._synchronise()
-            start = self._clock()
+            stop = self._watch()
             way.result = way.call()
-            self._synchronise()
-            way.seconds.append(self._clock() - start)
+            way.seconds.append(stop())
             self._forget_gradients()
 
     def finish(self) -> None:
@@ -163,10 +160,9 @@ class Cell:
             return
         try:
             with broken_off(LIMIT):
-                start = self._clock()
+                stop = self._watch()
                 first = way.result = way.call()
-                self._synchronise()
-                way.first_s = self._clock() - start
+                way.first_s = stop()
             if not self._cuda and not isinstance(first, list):
                 return
             if self._cuda:
@@ -174,7 +170,8 @@ class Cell:
                 before = torch.cuda.memory_allocated()
             with broken_off(LIMIT):
                 way.result = way.call()
-                self._synchronise()
+                if self._cuda:
+                    torch.cuda.synchronize()
             if self._cuda:
                 way.device_bytes = torch.cuda.max_memory_allocated() - before
             if shared := _shared(first, way.result):
@@ -197,10 +194,6 @@ class Cell:
         """Some libraries' programs leave gradients on the parameters; a second call would add to them."""
         for parameter in self._parameters:
             parameter.grad = None
-
-    def _synchronise(self) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
 
 
 def cell_of(
