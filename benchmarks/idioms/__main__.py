@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from crosslens.adapters.errors import InputError
+from crosslens.adapters import InputError
+from crosslens.benchmarks.fresh import check_page, chosen
+from crosslens.tasks.parts import replace_file
 
 from .catalogue import LIBRARIES, entries
 from .operations import OPERATIONS
@@ -30,38 +31,27 @@ def main(
         Path | None, typer.Option(help="Keep the table in this .md file, the rows in the .json beside.")
     ] = None,
 ) -> None:
-    """Exit status 1 where an outcome is not the one that the program's header states, 2 for wrong usage."""
+    """Exit status 1 where an outcome is not the one that the program's header states."""
     console = Console(width=None if sys.stdout.isatty() else 220)  # a file has no edge
     errors = Console(stderr=True)
-    for given, known, what in ((library, LIBRARIES, "library"), (operation, OPERATIONS, "operation")):
-        for name in given or ():
-            if name not in known:
-                errors.print(f"no {what} {name!r}; there are {', '.join(known)}", style="red")
-                raise typer.Exit(2)
-    if out is not None and (out.suffix != ".md" or not out.parent.is_dir()):
-        errors.print(f"--out {out}: name a .md file in a folder that exists", style="red")
-        raise typer.Exit(2)
-    chosen = library or list(LIBRARIES)
-    try:
-        total = sum(not operation or each.operation in operation for name in chosen for each in entries(name))
-    except InputError as error:
-        errors.print(str(error), style="red")
-        raise typer.Exit(2) from None
+    check_page(out)
+    names = chosen(library or [], LIBRARIES, "library")
+    operations = chosen(operation or [], OPERATIONS, "operation")
+    total = sum(each.operation in operations for name in names for each in entries(name))
     found: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task("idioms", total=total)
-        for name in chosen:
+        for name in names:
             progress.update(task, description=name)
             found += rows(name, operation or (), lambda row: progress.advance(task))
     console.print(table(found))
     if out is not None:
         try:
-            _keep(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-            _keep(out, markdown(found))
+            replace_file(out.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
+            replace_file(out, markdown(found).encode())
         except OSError as error:
-            errors.print(f"--out {out} cannot be written, what was there stays: {error}", style="red", markup=False)
-            raise typer.Exit(2) from None
+            raise InputError(f"--out {out} cannot be written, what was there stays: {error}") from error
     other = [row for row in found if row["outcome"] != row["stated"]]
     for row in other:
         errors.print(
@@ -69,16 +59,6 @@ def main(
             f"{row['stated']}. {row['note']}", style="red", markup=False,
         )  # fmt: skip
     raise typer.Exit(1 if other else 0)
-
-
-def _keep(path: Path, text: str) -> None:
-    """Write a file whole, or leave what is there."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def table(found: list[dict[str, Any]]) -> Table:
@@ -100,4 +80,7 @@ def _styled(found: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,13 +14,14 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from crosslens.adapters import InputError
+from crosslens.benchmarks.fresh import check_page, chosen
+from crosslens.tasks.parts import replace_file
+
 from .catalogue import BY_NAME, MISTAKES
 from .judge import Outcome
 from .programs import LIBRARIES, programs
 from .table import counts, table
-
-SECONDS = 1800
-"""How long all the mistakes of one library may take."""
 
 
 def of(library: str, names: Sequence[str] = ()) -> Iterator[Outcome]:
@@ -32,15 +31,19 @@ def of(library: str, names: Sequence[str] = ()) -> Iterator[Outcome]:
     """
     command = [sys.executable, "-m", f"{__package__}.one", library, *names]
     left = list(names) or [mistake.name for mistake in MISTAKES]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
         assert process.stdout is not None
-        assert process.stderr is not None
         for line in process.stdout:
             if line.startswith("{"):
                 outcome = Outcome(**json.loads(line))
                 left.remove(outcome.mistake)
                 yield outcome
-        last = process.stderr.read().strip().rpartition("\n")[2]
+        process.wait()
+        said.seek(0)
+        last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
     for name in left:
         yield Outcome(library, name, "error", says=f"the process ended before: {last}")
 
@@ -53,9 +56,8 @@ def main(
     ] = None,
 ) -> None:
     """Make mistakes and print what came of them."""
-    if out is not None and not (out.resolve().parent.is_dir() and os.access(out.resolve().parent, os.W_OK)):
-        raise typer.BadParameter(f"{out}: its folder must exist and be writable")
-    libraries, names = _known(library, LIBRARIES, "library"), _known(mistake, BY_NAME, "mistake")
+    check_page(out)
+    libraries, names = chosen(library or [], LIBRARIES, "library"), chosen(mistake or [], BY_NAME, "mistake")
     console, found = Console(stderr=True), []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -68,8 +70,11 @@ def main(
     text = table(found, versions)
     if out is not None:
         kept: dict[str, Any] = {"versions": versions, "outcomes": [each.as_dict() for each in found]}
-        _keep(out.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
-        _keep(out, text)
+        try:
+            replace_file(out.with_suffix(".json"), (json.dumps(kept, indent=1) + "\n").encode())
+            replace_file(out, text.encode())
+        except OSError as error:
+            raise InputError(f"--out {out} cannot be written, what was there stays: {error}") from error
     print(text)
     bad = [
         kind
@@ -83,26 +88,8 @@ def main(
         raise typer.Exit(1)
 
 
-def _keep(path: Path, text: str) -> None:
-    """Write a file whole, or leave what was there."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.resolve().parent, delete=False) as part:
-        try:
-            part.write(text)
-            part.close()
-            Path(part.name).chmod(0o644)
-            os.replace(part.name, path)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
-
-
-def _known(given: list[str] | None, known: Any, what: str) -> list[str]:
-    for name in given or ():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or list(known)
-            raise typer.BadParameter(f"no {what} {name!r}; nearest: {', '.join(near)}")
-    return given or list(known)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except InputError as error:
+        sys.exit(f"error: {error}")
