@@ -11,21 +11,21 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from crosslens.adapters import InputError, load_backend
+from crosslens.adapters import load_backend
 from crosslens.tasks.parts import replace_file
 
 from .environment import environment
+from .program import begun, keep_measured
 
 SAME = ("python", "platform", "cpu", "cores", "versions")
 """Of an environment: what must be the same for processes to stand in one table."""
-_GOES_ON = ("python", "platform", "cpu", "cores", "packages", "source")
 
 Kept = dict[str, Any]
 """What is kept of a study: `environment`, `settings`, and `processes`, each with its `job` and what it `found`."""
@@ -58,19 +58,6 @@ def run_job(module: str, job: Mapping[str, Any], *, threads: int, seconds: float
         return answer
 
 
-def chosen(names: Sequence[str], known: Iterable[str], what: str) -> list[str]:
-    """The names, each once, in the order of those that are known; all of these if none is given.
-
-    Raises:
-        InputError: an unknown one; `what` says of what it is, such as `row`.
-    """
-    known = list(known)
-    for name in names:
-        if name not in known:
-            raise InputError(f"there is no {what} {name!r}; there are {', '.join(known)}")
-    return [name for name in known if name in names] if names else known
-
-
 def collect(
     module: str, jobs: Sequence[Mapping[str, Any]], about: Kept, page: Path | None, *, threads: int, seconds: float
 ) -> Kept:
@@ -94,8 +81,7 @@ def collect(
     ):
         answer = run_job(module, job, threads=threads, seconds=seconds)
         kept["processes"].append({"job": dict(job), "found": answer})
-        if page is not None:
-            replace_file(page.with_suffix(".json"), compact(kept).encode())
+        keep_measured(page, compact(kept))
     return kept
 
 
@@ -132,28 +118,3 @@ def compact(kept: Kept) -> str:
     head = json.dumps({name: value for name, value in kept.items() if name != "processes"})
     lines = ",\n".join(json.dumps(each, separators=(",", ":")) for each in kept["processes"])
     return f'{head[:-1]}, "processes": [\n{lines}\n]}}\n'
-
-
-def check_page(page: Path | None) -> None:
-    """Refuse a page that cannot be written.
-
-    Raises:
-        InputError: it is no .md file in a folder that exists.
-    """
-    if page is not None and (page.suffix != ".md" or not page.parent.is_dir()):
-        raise InputError(f"--out {page}: must be a .md file in a folder that exists")
-
-
-def begun(page: Path | None, here: Mapping[str, Any]) -> Kept:
-    """What a run that was cut has kept beside the page that it never wrote, if it can go on; else nothing.
-
-    Args:
-        here: the environment now: the same source and software, on the same kind of machine, can go on.
-    """
-    if page is None or page.exists():
-        return {}
-    try:
-        kept: Kept = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-        return kept if all(kept["environment"][name] == here[name] for name in _GOES_ON) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}

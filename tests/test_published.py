@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from crosslens.adapters import InputError
 from crosslens.benchmarks import timing
-from crosslens.benchmarks.fresh import chosen
+from crosslens.benchmarks.program import chosen
 from crosslens.benchmarks.published import (
     nnbench,
     noise_floors,

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 import crosslens.benchmarks.claims as claims
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.program import check_page, keep, run_program
 
 _CODE = f"""
 import importlib, json, sys
@@ -137,13 +137,10 @@ def main(
     ] = None,
 ) -> None:
     """Run every claim, and print or keep what came of it."""
+    check_page(out)
     found = measure()
-    if out is None:
-        print(page(found), end="")
-    else:
-        replace_file(out.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
-        replace_file(out, page(found).encode())
+    keep(out, json.dumps(found, indent=1) + "\n", page(found))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from crosslens.adapters import InputError, backends
 from crosslens.benchmarks.environment import environment
-from crosslens.benchmarks.fresh import begun, check_page
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.program import begun, check_page, keep, keep_measured, run_program
 
 from .design import DTYPES, THIN, Cell, design, dtypes_of, possible
 from .judge import BAD
@@ -48,13 +46,8 @@ def main(
         kept = _text(found, about)
         for _ in measure({name: designed(name) for name in names}, found, about):
             kept = _text(found, about)
-            if out is not None:  # each backend is kept at once
-                _keep(out.with_suffix(".json"), kept)
-        page = markdown(json.loads(kept))
-        if out is None:
-            print(page)
-        else:
-            _keep(out, page)  # last: a page is there when everything was measured
+            keep_measured(out, kept)  # each backend at once
+        keep(out, kept, markdown(json.loads(kept)))
     if any(row.verdict.name in BAD for row in found):
         raise typer.Exit(1)
 
@@ -83,14 +76,6 @@ def _text(found: Sequence[Row], about: Mapping[str, Mapping[str, Any]]) -> str:
     ordered = {name: about[name] for name in backends() if name in about}
     libraries = [each["library"] for each in ordered.values() if each["library"]]
     return text(found, environment(libraries), (count, count * len(DTYPES)), ordered)
-
-
-def _keep(path: Path, written: str) -> None:
-    """Write a file whole, or leave what was there."""
-    try:
-        replace_file(path, written.encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written, what was there stays: {error}") from error
 
 
 def designed(name: str) -> list[Job]:
@@ -138,7 +123,4 @@ def show(found: Sequence[Row], about: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from crosslens.adapters import CrosslensError, InputError
 from crosslens.benchmarks.environment import environment
-from crosslens.benchmarks.fresh import check_page, chosen
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.fresh import compact
+from crosslens.benchmarks.program import check_page, chosen, keep, run_program
 
 from .page import markdown
 from .parts import PARTS, jobs, missing
@@ -40,20 +38,9 @@ def main(
     names, left_out = chosen(part or [], PARTS, "part"), missing()
     settings: dict[str, Any] = {"threads": 1, "left_out": left_out}
     asked = jobs(names, 1 if quick else processes, 1 if quick else rounds or None, quick, list(left_out))
-    try:
-        kept = collect(asked, {"environment": environment(_LIBRARIES), "settings": settings}, out)
-        if out is not None:
-            replace_file(out, markdown(kept).encode())
-        else:
-            print(markdown(kept), end="")
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written: {error}; what is beside it is kept: the same command goes on"
-        ) from error
+    kept = collect(asked, {"environment": environment(_LIBRARIES), "settings": settings}, out)
+    keep(out, compact(kept), markdown(kept))
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except CrosslensError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

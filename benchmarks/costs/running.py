@@ -13,7 +13,7 @@ from rich.progress import track
 
 from crosslens.adapters import InputError
 from crosslens.benchmarks.fresh import SAME, Kept, compact, run_job
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.program import keep_measured
 
 from .page import markdown
 from .parts import PARTS, Job
@@ -54,9 +54,8 @@ def collect(jobs: Sequence[Job], about: Mapping[str, Any], page: Path | None) ->
             if each["job"] != job and (each["job"]["part"] != job["part"] or _settings(each["job"]) in alike)
         ]
         kept["processes"].append({"job": job, "load": round(load, 2), "found": answer})
-        _keep(kept, page)
-    kept["processes"].sort(key=lambda each: (list(PARTS).index(each["job"]["part"]), each["job"]["repeat"]))
-    _keep(kept, page)
+        kept["processes"].sort(key=lambda each: (list(PARTS).index(each["job"]["part"]), each["job"]["repeat"]))
+        keep_measured(page, compact(kept))
     return kept
 
 
@@ -86,8 +85,3 @@ def earlier(about: Mapping[str, Any], page: Path | None) -> Kept:
 def _settings(job: Job) -> Job:
     """All but which of its like it is."""
     return {name: value for name, value in job.items() if name != "repeat"}
-
-
-def _keep(kept: Kept, page: Path | None) -> None:
-    if page is not None:
-        replace_file(page.with_suffix(".json"), compact(kept).encode())

@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from crosslens.adapters import InputError
-from crosslens.benchmarks.fresh import check_page, chosen
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.program import check_page, chosen, keep, run_program
 
 from .catalogue import LIBRARIES, entries
 from .operations import OPERATIONS
@@ -47,11 +45,7 @@ def main(
             found += rows(name, operation or (), lambda row: progress.advance(task))
     console.print(table(found))
     if out is not None:
-        try:
-            replace_file(out.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
-            replace_file(out, markdown(found).encode())
-        except OSError as error:
-            raise InputError(f"--out {out} cannot be written, what was there stays: {error}") from error
+        keep(out, json.dumps(found, indent=1) + "\n", markdown(found))
     other = [row for row in found if row["outcome"] != row["stated"]]
     for row in other:
         errors.print(
@@ -80,7 +74,4 @@ def _styled(found: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

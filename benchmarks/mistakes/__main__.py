@@ -14,9 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from crosslens.adapters import InputError
-from crosslens.benchmarks.fresh import check_page, chosen
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.program import check_page, chosen, keep, run_program
 
 from .catalogue import BY_NAME, MISTAKES
 from .judge import Outcome
@@ -67,15 +65,8 @@ def main(
                 found.append(outcome)
                 progress.update(bar, advance=1, description=f"{each}: {outcome.mistake}")
     versions = {each: programs(each).version for each in libraries}
-    text = table(found, versions)
-    if out is not None:
-        kept: dict[str, Any] = {"versions": versions, "outcomes": [each.as_dict() for each in found]}
-        try:
-            replace_file(out.with_suffix(".json"), (json.dumps(kept, indent=1) + "\n").encode())
-            replace_file(out, text.encode())
-        except OSError as error:
-            raise InputError(f"--out {out} cannot be written, what was there stays: {error}") from error
-    print(text)
+    kept: dict[str, Any] = {"versions": versions, "outcomes": [each.as_dict() for each in found]}
+    keep(out, json.dumps(kept, indent=1) + "\n", table(found, versions))
     bad = [
         kind
         for name, tally in counts(found).items()
@@ -89,7 +80,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from crosslens.adapters import BackendNotInstalledError, CrosslensError, backends, load_backend
+from crosslens.adapters import BackendNotInstalledError, backends, load_backend
 from crosslens.adapters.architectures import describe
 from crosslens.benchmarks.drawn import write_svg
 from crosslens.benchmarks.environment import threads
-from crosslens.benchmarks.fresh import check_page, compact, shuffled
+from crosslens.benchmarks.fresh import compact, shuffled
+from crosslens.benchmarks.program import check_page, keep, run_program
 from crosslens.tasks import load_model
-from crosslens.tasks.parts import replace_file
 
 from .figure import figure
 from .operations import OPERATIONS, check_family
@@ -81,16 +80,10 @@ def main(
         for repeat in range(settings["processes"]) for name in names for device in devices
     ]  # fmt: skip
     kept = shuffled("crosslens.benchmarks.overhead.worker", jobs, names, settings, out, SECONDS)
-    if out is None:
-        print(markdown(kept))
-        return
-    replace_file(out.with_suffix(".json"), compact(kept).encode())
-    write_svg(figure(kept), out.with_name("overhead.svg"))
-    replace_file(out, markdown(kept).encode())
+    if out is not None:
+        write_svg(figure(kept), out.with_name("overhead.svg"))
+    keep(out, compact(kept), markdown(kept))
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except CrosslensError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from crosslens.adapters import InputError
-from crosslens.benchmarks.fresh import check_page, chosen
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.program import check_page, chosen, keep, keep_measured, run_program
 
 from .catalogue import CLAIMS, groups
 from .claim import Scale
@@ -51,12 +49,8 @@ def main(
         task = bar.add_task("processes", total=total)
         for kept in study(names, processes, Scale(tiny, seconds), apart=apart, kept=earlier):
             bar.advance(task)
-            if out is not None and beside is not None:
-                replace_file(beside, (json.dumps(kept) + "\n").encode())
-    if out is None:
-        print(markdown(kept), end="")
-    else:
-        replace_file(out, markdown(kept).encode())  # last: a page is there when everything was measured
+            keep_measured(out, json.dumps(kept) + "\n")
+    keep(out, json.dumps(kept) + "\n", markdown(kept))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -69,7 +63,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

@@ -17,8 +17,7 @@ from rich.progress import track
 
 from crosslens.adapters import InputError
 from crosslens.benchmarks.environment import environment, library_version
-from crosslens.benchmarks.fresh import begun, check_page
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.program import begun, check_page, keep, keep_measured, run_program
 
 from .table import markdown
 from .uses import USES
@@ -105,16 +104,9 @@ def main(
         kept["uses"][name] = measured(name)
         ordered = {each: kept["uses"][each] for each in USES if each in kept["uses"]}
         kept["uses"] = ordered
-        if out is not None:
-            replace_file(out.with_suffix(".json"), (json.dumps(kept, indent=1) + "\n").encode())
-    if out is None:
-        print(markdown(kept))
-    else:
-        replace_file(out, markdown(kept).encode())  # last: a page is there when everything was measured
+        keep_measured(out, json.dumps(kept, indent=1) + "\n")
+    keep(out, json.dumps(kept, indent=1) + "\n", markdown(kept))
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

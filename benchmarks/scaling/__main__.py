@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from crosslens.adapters import BackendNotInstalledError, CrosslensError, backends, load_backend
+from crosslens.adapters import BackendNotInstalledError, backends, load_backend
 from crosslens.benchmarks.drawn import write_svg
 from crosslens.benchmarks.environment import threads
-from crosslens.benchmarks.fresh import check_page, compact, shuffled
-from crosslens.tasks.parts import replace_file
+from crosslens.benchmarks.fresh import compact, shuffled
+from crosslens.benchmarks.program import check_page, keep, run_program
 
 from .axes import AXES
 from .figure import figure
@@ -73,16 +72,10 @@ def main(
                 read = settings["calls"] if repeat == 0 else 0
                 jobs.append({"backend": name, "repeat": repeat, "device": device, "calls": read, **job})
     kept = shuffled("crosslens.benchmarks.scaling.worker", jobs, names, settings, out, SECONDS)
-    if out is None:
-        print(markdown(kept))
-        return
-    replace_file(out.with_suffix(".json"), compact(kept).encode())
-    write_svg(figure(kept), out.with_name("scaling.svg"))
-    replace_file(out, markdown(kept).encode())
+    if out is not None:
+        write_svg(figure(kept), out.with_name("scaling.svg"))
+    keep(out, compact(kept), markdown(kept))
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except CrosslensError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)
