@@ -9,20 +9,19 @@ over processes and samples. Nothing is timed: the same seed gives the same page.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
-from crosslens.tasks.parts import replace_file
-
 from .estimate import Estimate, median_ratio, over_tasks, quotient
+from .program import check_page, keep, run_program
 
 Draw = np.random.Generator
 Processes = list[NDArray[np.float64]]
@@ -170,24 +169,18 @@ def page(measured: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Simulate, print the page, keep it where it is asked for."""
-    parser = argparse.ArgumentParser(description="coverage of the tables' intervals on simulated runs")
-    parser.add_argument("--runs", type=int, default=2000, help="simulated runs for each figure")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="page to write; what was measured goes beside it as .json")
-    given = parser.parse_args()
-    if given.runs < 1:
-        parser.error(f"--runs is {given.runs}; it must be 1 or more")
-    if given.out is not None and (given.out.is_dir() or not given.out.absolute().parent.is_dir()):
-        parser.error(f"--out {given.out} must be a file in a folder that exists")
-    measured = measure(given.runs, given.seed)
-    text = page(measured)
-    if given.out is not None:
-        replace_file(given.out.with_suffix(".json"), (json.dumps(measured, indent=1) + "\n").encode())
-        replace_file(given.out, text.encode())
-    print(text, end="")
+def main(
+    out: Annotated[
+        Path | None, typer.Option(help="A .md file for the page, .json beside it for what was measured; else printed.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Simulated runs for each figure.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the simulation.")] = 0,
+) -> None:
+    """How often the intervals of the tables hold a ratio that is known, on simulated runs."""
+    check_page(out)
+    measured = measure(runs, seed)
+    keep(out, json.dumps(measured, indent=1) + "\n", page(measured))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -30,13 +30,14 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from crosslens.adapters import CrosslensError, InputError
+from crosslens.adapters import InputError
 from crosslens.tasks.planting import GRADIENT_KINDS
 
 from .environment import environment
 from .known_truth_runs import Forward, Training
 from .known_truth_tables import as_table, write
 from .known_truth_ways import LEVEL, WAYS, Found, Labels, found_by_all
+from .program import check_page, run_program
 from .store import to_json
 
 FORMAT = 1
@@ -242,23 +243,17 @@ def main(
     figure: Annotated[Path | None, typer.Option(help="File for the power curves, such as power.pdf.")] = None,
 ) -> None:
     """Plant differences, ask every way where they are, and write what came of it; goes on with what --out holds."""
-    console = Console(stderr=True)
-    try:
-        if out.suffix != ".md":
-            raise InputError(f"--out {out}: name a Markdown file, such as known_truth.md")
-        wanted = cells(seeds, nulls, training_nulls)
-        kept = Cells(out.with_suffix(".jsonl"), settings(permutations), {"environment": environment(["scikit-learn"])})
-        run(wanted, kept, permutations, console)
-        table = as_table([kept.done[cell] for cell in wanted])
-        write(out, table, kept.facts)
-        if figure is not None:
-            from .known_truth_plots import save_power
+    check_page(out)
+    wanted = cells(seeds, nulls, training_nulls)
+    kept = Cells(out.with_suffix(".jsonl"), settings(permutations), {"environment": environment(["scikit-learn"])})
+    run(wanted, kept, permutations, Console(stderr=True))
+    table = as_table([kept.done[cell] for cell in wanted])
+    write(out, table, kept.facts)
+    if figure is not None:
+        from .known_truth_plots import save_power
 
-            save_power(table, figure)
-    except CrosslensError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        save_power(table, figure)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

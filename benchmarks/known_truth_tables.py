@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from crosslens.adapters import InputError
+from crosslens.tasks.parts import replace_file
 from crosslens.tasks.planting import KINDS
 
 from .known_truth_ways import LEVEL, OURS, WAYS
@@ -152,11 +152,9 @@ def write(out: Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> None:
     Raises:
         InputError: they cannot be written.
     """
-    for path, text in ((out, page(table, facts)), (out.with_suffix(".csv"), _csv(averages(table)))):
-        part = path.with_name(f".{path.name}.part")
+    for path, text in ((out.with_suffix(".csv"), _csv(averages(table))), (out, page(table, facts))):
         try:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+            replace_file(path, text.encode())
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error}") from error
 

@@ -246,7 +246,7 @@ def test_the_command_runs_what_is_missing_and_writes_the_page(tmp_path: Path, mo
     monkeypatch.setattr(benchmark, "PLACES", {"mean": ("blocks.1.resid_post", (0.5,))})
     app = benchmark.typer.Typer()
     app.command()(benchmark.main)
-    out = tmp_path / "new" / "k.md"
+    out = tmp_path / "k.md"
     words = ["--out", str(out), "--seeds", "2", "--nulls", "2", "--training-nulls", "1", "--permutations", "199"]
     result = CliRunner().invoke(app, [*words, "--figure", str(tmp_path / "p.png")])
     assert result.exit_code == 0, result.output
@@ -268,7 +268,9 @@ def test_the_command_runs_what_is_missing_and_writes_the_page(tmp_path: Path, mo
     monkeypatch.setattr(Cell, "run", never)
     assert CliRunner().invoke(app, words).exit_code == 0
     assert out.read_text() == text
-    assert CliRunner().invoke(app, ["--out", str(tmp_path / "k.txt")]).exit_code == 2
+    refused = CliRunner().invoke(app, ["--out", str(tmp_path / "k.txt")])
+    assert isinstance(refused.exception, InputError)
+    assert "must be a .md file" in str(refused.exception)
 
 
 # ---- what it says
