@@ -3,6 +3,7 @@ the tables alone."""
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -51,27 +52,28 @@ class Pace:
 
     def __init__(self, cells: int) -> None:
         self._left, self._running = cells, dict[str, float]()
-        self._ran = self._beside = 0
-        self._seconds = 0.0
+        self._ran, self._seconds, self._began = 0, 0.0, math.inf
 
     def start(self, cell: str) -> None:
         self._running[cell] = time.monotonic()
-        self._beside = max(self._beside, len(self._running))
 
     def finish(self, cell: str, seconds: float) -> None:
-        self._running.pop(cell, None)
+        since = self._running.pop(cell, math.inf)
         self._left -= 1
         if seconds > 0:
             self._ran += 1
             self._seconds += seconds
+            self._began = min(self._began, since)
 
     def seconds(self) -> float | None:
         """None as long as nobody can tell."""
         if not self._ran:
             return None
         mean, now = self._seconds / self._ran, time.monotonic()
-        under_way = sum(min(mean, now - since) for since in list(self._running.values()))
-        return (self._left * mean - under_way) / max(1, min(self._beside, self._left))
+        ages = [now - since for since in list(self._running.values())]
+        # not how many run now: one that ends may be told after the next has started
+        beside = (self._seconds + sum(ages)) / max(now - self._began, mean)
+        return (self._left * mean - sum(min(mean, age) for age in ages)) / max(1, min(beside, self._left))
 
     def __str__(self) -> str:
         left = self.seconds()

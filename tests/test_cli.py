@@ -523,6 +523,20 @@ def test_the_time_left_is_of_cells_that_run_as_many_as_run_at_a_time(monkeypatch
     assert pace.seconds() == pytest.approx(100.0)  # the last one has no other beside it
 
 
+def test_one_at_a_time_that_ends_after_the_next_has_started_is_still_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("crosslens.benchmarks.progress.time.monotonic", lambda: now)
+    pace = progress.Pace(4)
+    pace.start("a")
+    for ended, begins in ("ab", "bc"):
+        now += 100.0
+        pace.start(begins)
+        pace.finish(ended, 100.0)
+    assert pace.seconds() == pytest.approx(200.0)
+
+
 # ---- wrong usage
 
 
