@@ -94,7 +94,7 @@ _STUDIES = {
     "that go otherwise afterwards: {ResidueBehaviour}. Through crosslens none does, {ResidueOurs}.",
     "correctness": "{CorrectAnswers} answers of {CorrectBackends} backends, every site by operation, family, dtype, "
     "attention, padding and batch: {CorrectExact} exact, {CorrectNoise} off by rounding that vanishes in "
-    "float64, {CorrectRefused} refused, {CorrectBad} bad.",
+    "float64, {CorrectRefused} refused; bad were {CorrectBad}.",
     "overhead": "what each of {OverheadOperations} operations costs through the Inspector and in each library's own "
     "way. Recording every block's residual stream takes {OverheadLeast} to {OverheadMost} bare forwards; the Inspector "
     "{OverheadPrices} times what the library's own way takes, for the same result. Of {OverheadNulls} intervals of a "

@@ -10,7 +10,7 @@ import pytest
 from crosslens.benchmarks.correctness import kept as answers
 from crosslens.benchmarks.correctness.asking import Distance
 from crosslens.benchmarks.correctness.design import Cell
-from crosslens.benchmarks.correctness.judge import Class, Verdict
+from crosslens.benchmarks.correctness.judge import SHORT, Class, Verdict
 from crosslens.benchmarks.paper import others
 from crosslens.benchmarks.published.catalogue import CLAIMS
 
@@ -65,12 +65,12 @@ def scaling(leak: int = 0) -> dict[str, Any]:
     return {"environment": MACHINE, "settings": settings, "processes": processes}
 
 
-def correctness(*kinds: str) -> dict[str, Any]:
+def correctness(*kinds: str, why: str = "why") -> dict[str, Any]:
     cell = Cell("llama", "blocks.1.resid_post", "capture", "all", "eager", "none", 1)
     far = Distance(1e-7, 1e-7, 1.0, 1.0, "value")
     rows = []
     for dtype, kind in zip(("float64", "float32", "bfloat16"), kinds, strict=True):
-        verdict = Verdict(cast(Class, kind), None if kind == "refused" else far, 1e-7, "", "why")
+        verdict = Verdict(cast(Class, kind), None if kind == "refused" else far, 1e-7, "", why)
         rows.append(answers.Row("hooks", cell, dtype, verdict))
     backends = {"hooks": {"library": "torch", "version": "2.13.0", "missing": None, "strength": 3}}
     kept: dict[str, Any] = json.loads(answers.text(rows, MACHINE, (100, 300), backends))
@@ -117,6 +117,9 @@ def test_classes_of_answers_are_counted() -> None:
     assert counts == {"Answers": "3", "Exact": "1", "Noise": "1", "Refused": "1", "Bad": "no other", "Backends": "one"}
     found = others.correctness_macros(correctness("exact", "silently wrong", "error"))
     assert found["CorrectBad"] == "2 (plain hooks 2)"
+    short = others.correctness_macros(correctness("silently wrong", "noise", "noise", why=f"off; it is {SHORT}"))
+    only = "each of them no further off, in a float64 model, than what rounding to float32 somewhere makes"
+    assert short["CorrectBad"] == f"1 (plain hooks 1), {only}"
     assert "of 100 that there are (300 answers" in others.correctness(correctness("exact", "noise", "refused"))
 
 

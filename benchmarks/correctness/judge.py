@@ -21,6 +21,8 @@ Class = Literal["exact", "noise", "wrong", "silently wrong", "refused", "error"]
 CLASSES: tuple[Class, ...] = ("exact", "noise", "refused", "wrong", "silently wrong", "error")
 BAD = ("wrong", "silently wrong", "error")
 
+SHORT = "what rounding to float32 somewhere makes"
+"""In the reason of a wrong answer in float64 that is no further off than that."""
 MARGIN = {"float64": 64.0, "float32": 16.0, "bfloat16": 8.0}
 """Times the rounding of every site, which leaves out that of the operations between two sites: up to 80 numbers are
 added up there, with a rounding each in float32 and float64 (those of bfloat16 are added up in float32). In float64 it
@@ -91,7 +93,7 @@ def judge(
     if found.visible or found.relative > bound:
         much = found.visible or f"off by {found.relative:.2g} of the largest value; rounding explains {bound:.2g}"
         if dtype == "float64" and found.relative <= floor["float32"]:
-            much += "; it is what rounding to float32 somewhere makes"
+            much += f"; it is {SHORT}"
         return _wrong(found, floor[dtype], where, f"{found.part}: {much}", warned)
     if found.relative == 0:
         return Verdict("exact", found, floor[dtype], where)

@@ -43,12 +43,16 @@ def correctness(kept: Mapping[str, Any]) -> str:
 
 def correctness_macros(kept: Mapping[str, Any]) -> Macros:
     """Of the answers."""
-    from ..correctness.judge import BAD
+    from ..correctness.judge import BAD, SHORT
     from ..correctness.kept import rows
 
     found = list(rows(kept))
     tally = Counter(row.verdict.name for row in found)
-    bad = Counter(row.backend for row in found if row.verdict.name in BAD)
+    wrong = [row for row in found if row.verdict.name in BAD]
+    bad = Counter(row.backend for row in wrong)
+    short = sum(SHORT in row.verdict.why for row in wrong)
+    which = "each of them" if short == len(wrong) else f"{short:,} of them"
+    only = f", {which} no further off, in a float64 model, than {SHORT}" if short else ""
     named = listed([f"{name(each)} {count:,}" for each, count in bad.most_common(3)] + ["others"] * (len(bad) > 3))
     return {
         "CorrectAnswers": f"{len(found):,}",
@@ -56,7 +60,7 @@ def correctness_macros(kept: Mapping[str, Any]) -> Macros:
         "CorrectExact": f"{tally['exact']:,}",
         "CorrectNoise": f"{tally['noise']:,}",
         "CorrectRefused": f"{tally['refused']:,}",
-        "CorrectBad": f"{sum(bad.values()):,} ({named})" if bad else "no other",
+        "CorrectBad": f"{len(wrong):,} ({named}){only}" if wrong else "no other",
     }
 
 
