@@ -25,7 +25,7 @@ Follow = Callable[[str, int, int], None]
 
 WORKER = (sys.executable, "-P", "-m", "crosslens.benchmarks.worker")
 """The worker's command; -P: a file in the user's folder must not stand for a library's module."""
-_REAPER = (sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")))
+REAPER = (sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")))
 _TICK = 0.25  # seconds between two looks at the worker: rare enough not to disturb what it times
 _TICKS = 4  # between two looks at the worker's children, which cost more
 _GRACE = 10.0  # seconds that a worker whose work is done gets to end
@@ -82,7 +82,7 @@ def run_worker(
     try:
         watch = _watch(reaper, folder, start + timeout, memory, follow, stop or threading.Event())
     finally:
-        code, notes = _stop(reaper)
+        code, notes = end(reaper)
     found = _read(folder / "cell.json")
     cell, samples = found.get("cell", {"stage": "starting", "figures": {}}), found.get("samples", [])
     if not cell.get("finished"):
@@ -104,7 +104,7 @@ def run_worker(
     return Outcome(cell, samples)
 
 
-class _Reaper(Protocol):
+class Reaper(Protocol):
     """Of `subprocess.Popen`, what is used here."""
 
     stdin: Any
@@ -115,7 +115,7 @@ class _Reaper(Protocol):
     def kill(self) -> None: ...
 
 
-def _start(job: Mapping[str, Any], folder: Path, warm: bool) -> _Reaper:
+def _start(job: Mapping[str, Any], folder: Path, warm: bool) -> Reaper:
     """The reaper, which starts the worker."""
     threads = str(job["threads"])
     env = {
@@ -129,7 +129,7 @@ def _start(job: Mapping[str, Any], folder: Path, warm: bool) -> _Reaper:
         if warm:
             return fork(job, folder, env)
         return subprocess.Popen(
-            [*_REAPER, str(folder / "log"), *WORKER, str(folder)],
+            [*REAPER, str(folder / "log"), *WORKER, str(folder)],
             stdin=subprocess.PIPE,  # when it closes, as it does when this process ends, the worker is ended
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -148,7 +148,7 @@ class _Watch:
 
 
 def _watch(
-    reaper: _Reaper,
+    reaper: Reaper,
     folder: Path,
     deadline: float,
     memory: float,
@@ -231,7 +231,7 @@ def _cut(text: str, most: int) -> str:
     return f"{text[: most // 2]} [... {len(text) - most} characters ...] {text[len(text) - most // 2 :]}"
 
 
-def _stop(reaper: _Reaper) -> tuple[int, list[str]]:
+def end(reaper: Reaper) -> tuple[int, list[str]]:
     """End the worker and whatever it started; its exit code, and what else the reaper said."""
     reaper.stdin.close()
     try:
@@ -248,7 +248,7 @@ def _stop(reaper: _Reaper) -> tuple[int, list[str]]:
             code = int(number)
         elif word == "left":
             notes.append(f"crosslens: {number} processes that the worker had started could not be ended")
-        else:
+        elif word != "pid":
             notes.append(f"crosslens: {line}")
     return code, notes
 

@@ -21,6 +21,7 @@ from crosslens.adapters import InputError
 from crosslens.tasks.parts import replace_file
 
 from .environment import threads
+from .launch import REAPER, end
 from .progress import Show
 
 _AWAKE = 0.25  # seconds between two looks at what has finished
@@ -177,45 +178,45 @@ def run_studies(names: Sequence[str], folder: Path, show: Show, at_once: int) ->
                 for name, (process, since) in list(running.items()):
                     if process.poll() is not None:
                         del running[name]
-                        wrong = _ended(name, folder, process.returncode)
+                        wrong = _ended(name, folder, *end(process))
                         show.finish(name, "failed" if wrong else "done", wrong, time.monotonic() - since)
                         good = good and not wrong
                 time.sleep(_AWAKE)
         finally:
             for process, _ in running.values():
-                process.terminate()
-            for process, _ in running.values():
-                process.wait()
+                end(process)
     return good
 
 
 def _start(name: str, folder: Path, sharing: int | None) -> subprocess.Popen[bytes]:
-    """A study's process; what it prints goes to `NAME.log`."""
-    command = [sys.executable, "-P", "-W", "ignore", "-m", f"crosslens.benchmarks.{name}"]
+    """A study's process, which ends when this one does, however that ends; what it prints goes to `NAME.log`."""
+    log, page = folder / f"{name}.log", folder / f"{name}.md"
+    command = [sys.executable, "-P", "-W", "ignore", "-m", f"crosslens.benchmarks.{name}", "--out", str(page)]
     env = {"OMP_NUM_THREADS": str(max(1, threads() // sharing))} if sharing else {}
     try:
         folder.mkdir(exist_ok=True)
-        with (folder / f"{name}.log").open("wb") as log:
-            (folder / f"{name}.md").unlink(missing_ok=True)  # rendered from what there is; it is there again at the end
-            return subprocess.Popen(
-                [*command, "--out", str(folder / f"{name}.md")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | env,
-            )
+        log.touch()
+        page.unlink(missing_ok=True)  # rendered from what there is; it is there again at the end
+        return subprocess.Popen(
+            [*REAPER, str(log), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | env,
+            start_new_session=True,  # Ctrl-C is for the run, which then ends it
+        )
     except OSError as error:
         raise InputError(f"{folder} cannot hold the study {name}: {error}") from error
 
 
-def _ended(name: str, folder: Path, code: int) -> str | None:
+def _ended(name: str, folder: Path, code: int, notes: Sequence[str]) -> str | None:
     """Why a study that has ended left no page; None where it did."""
     log = folder / f"{name}.log"
     if (folder / f"{name}.md").exists():
-        log.unlink()
+        for path in (log, log.with_name(f"{log.name}.old")):
+            path.unlink(missing_ok=True)
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = " ".join([line.strip() for line in lines if line.strip()][-_LAST:])
+    last = " ".join([line.strip() for line in (*lines, *notes) if line.strip()][-_LAST:])
     return f"the process ended with {code} and left no page; {log} has what it printed, at last: {last or 'nothing'}"
 
 

@@ -197,7 +197,7 @@ def test_a_process_that_cannot_be_started_says_so(tmp_path: Path, monkeypatch: p
     cell = behaving("", tmp_path).cell
     assert cell["status"] == "crashed"
     assert any("/nowhere/python cannot be started" in line for line in cell["log"])
-    monkeypatch.setattr(launch, "_REAPER", ("/nowhere/python",))
+    monkeypatch.setattr(launch, "REAPER", ("/nowhere/python",))
     with pytest.raises(OSError, match="no process can be started for a cell"):
         behaving("", tmp_path / "again")
 

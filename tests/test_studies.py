@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from crosslens.benchmarks.plan import make_plan
 from crosslens.benchmarks.progress import Show
 from crosslens.benchmarks.studies import STUDIES, missing, pages, run_studies, write_pages
 
+from .drivers import gone
 from .test_runner import RUN
 
 
@@ -50,7 +54,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def stand_in(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
         name = command[command.index("-m") + 1].removeprefix("crosslens.benchmarks.")
-        started: subprocess.Popen[bytes] = popen(["sh", str(tmp_path / f"{name}.sh"), command[-1]], **how)
+        reaper = command[: command.index("-P") - 1]
+        started: subprocess.Popen[bytes] = popen([*reaper, "/bin/sh", str(tmp_path / f"{name}.sh"), command[-1]], **how)
         return started
 
     monkeypatch.setattr(studies.subprocess, "Popen", stand_in)
@@ -101,6 +106,31 @@ def test_a_study_does_not_outlive_what_stopped_the_run(programs: Path) -> None:
         run_studies(["idioms"], programs / "studies", Interrupts(), 1)
     printed = (programs / "studies" / "idioms.log").read_text()
     assert not printed or not psutil.pid_exists(int(printed))
+
+
+def test_a_study_does_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "long.sh").write_text("echo begun; sleep 60")
+    run = f"""
+import subprocess
+from pathlib import Path
+from crosslens.benchmarks import studies
+from tests.test_studies import Told
+start, study = subprocess.Popen, ["/bin/sh", "{tmp_path}/long.sh"]
+studies.subprocess.Popen = lambda command, **how: start([*command[: command.index("-P") - 1], *study], **how)
+studies.run_studies(["idioms"], Path("{tmp_path}/studies"), Told(), 1)
+"""
+    root = str(Path(__file__).parents[1])
+    driver = subprocess.Popen([sys.executable, "-c", run], env={**os.environ, "PYTHONPATH": root})
+    log = tmp_path / "studies" / "idioms.log"
+    try:
+        while not (log.exists() and log.read_text()):
+            assert driver.poll() is None
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert gone(tmp_path)
+    assert missing(["idioms"], log.parent) == ["idioms"]
 
 
 def test_a_folder_that_cannot_be_is_said(programs: Path) -> None:
