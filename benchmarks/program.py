@@ -18,11 +18,12 @@ _GOES_ON = ("python", "platform", "cpu", "cores", "packages", "source")
 
 
 def run_program(main: Callable[..., Any]) -> None:
-    """Run a command with what is on the command line; what it refuses is one line, and status 1."""
+    """Run a command with what is on the command line; what it refuses is one line, and status 2."""
     try:
         typer.run(main)
     except CrosslensError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def chosen(names: Sequence[str], known: Iterable[str], what: str) -> list[str]:

@@ -182,9 +182,9 @@ def test_the_page_is_a_function_of_what_was_measured(tmp_path: Path) -> None:
 
 def test_the_program_refuses_what_it_cannot_do() -> None:
     command = [sys.executable, "-m", "crosslens.benchmarks.coverage"]
-    for arguments, status, says in (
-        (["--runs", "0"], 2, "greater than or equal to 1"),
-        (["--out", "/no/such/x.md"], 1, "a folder that exists"),
+    for arguments, says in (
+        (["--runs", "0"], "greater than or equal to 1"),
+        (["--out", "/no/such/x.md"], "a folder that exists"),
     ):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-        assert (done.returncode, says in done.stderr) == (status, True)
+        assert (done.returncode, says in done.stderr) == (2, True)

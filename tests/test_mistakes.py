@@ -256,4 +256,5 @@ def test_a_library_that_there_is_not_is_refused_before_any_work() -> None:
         [sys.executable, "-m", "crosslens.benchmarks.mistakes", "--library", "nsight"], capture_output=True, text=True
     )
     assert done.returncode == 2
+    assert "there is no library 'nsight'; there are" in done.stderr
     assert "nnsight" in done.stderr
