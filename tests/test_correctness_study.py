@@ -438,7 +438,7 @@ def test_the_table_fits_a_column_in_latex(tmp_path: Path) -> None:
 
 def test_the_command_refuses_before_it_runs(tmp_path: Path) -> None:
     for arguments, said in (
-        ({"backend": ["nothing"]}, "no backend 'nothing'; registered: hooks"),
+        ({"backend": ["nothing"]}, "there is no backend 'nothing'; there are hooks"),
         ({"only": ["llama"]}, "a cell is family/site"),
         ({"out": tmp_path / "page.txt"}, "must be a .md file in a folder that exists"),
         ({"out": tmp_path / "no" / "page.md"}, "must be a .md file in a folder that exists"),

@@ -328,7 +328,7 @@ def test_a_worker_that_cannot_do_it_gives_the_error() -> None:
 @pytest.mark.parametrize(
     ("library", "out", "says"),
     [
-        (["nnsigth"], None, "no use 'nnsigth'; there are 'no library', 'hooks'"),
+        (["nnsigth"], None, "there is no use 'nnsigth'; there are no library, hooks"),
         (None, "residue.txt", r"must be a \.md file in a folder that exists"),
         (None, "nowhere/residue.md", r"must be a \.md file in a folder that exists"),
     ],

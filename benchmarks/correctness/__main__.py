@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from crosslens.adapters import InputError, backends
 from crosslens.benchmarks.environment import environment
-from crosslens.benchmarks.program import begun, check_page, keep, keep_measured, run_program
+from crosslens.benchmarks.program import begun, check_page, chosen, keep, keep_measured, run_program
 
 from .design import DTYPES, THIN, Cell, design, dtypes_of, possible
 from .judge import BAD
@@ -28,12 +28,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="a .md file; what was measured goes beside it as .json")] = None,
 ) -> None:
     """Ask every backend for every site by every operation; exit status 1 where something is not right."""
-    names = backend or backends()
-    for name in names:
-        if name not in backends():
-            raise InputError(f"there is no backend {name!r}; registered: {', '.join(backends())}")
+    names = chosen(backend or [], backends(), "backend")
     check_page(out)
-    names = list(dict.fromkeys(names))
     if only:
         cells = [Cell.of(each) for each in only]
         found, about = list[Row](), dict[str, dict[str, Any]]()

@@ -15,9 +15,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from crosslens.adapters import InputError
 from crosslens.benchmarks.environment import environment, library_version
-from crosslens.benchmarks.program import begun, check_page, keep, keep_measured, run_program
+from crosslens.benchmarks.program import begun, check_page, chosen, keep, keep_measured, run_program
 
 from .table import markdown
 from .uses import USES
@@ -89,10 +88,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="a .md file; what was measured goes beside it as .json")] = None,
 ) -> None:
     """What is left of the user's model, tokenizer, process and machine after one use of each library."""
-    names = library or list(USES)
-    for name in names:
-        if name not in USES:
-            raise InputError(f"no use {name!r}; there are {', '.join(map(repr, USES))}")
+    names = chosen(library or [], USES, "use")
     check_page(out)
     kept: dict[str, Any] = {"environment": environment(use.library for use in USES.values() if use.library), "uses": {}}
     if out is not None and library and out.with_suffix(".json").exists():
