@@ -1,7 +1,8 @@
 """Two runs beside one another: which figures of their tables and pages agree, and which differ beyond the intervals.
 
 Everything is read from what the runs render to, Markdown tables, so that every table and every study takes part. A
-figure is found by its page, its table's heading, its row and its column.
+figure is found by its page, its table's heading, its row and its column; what a column says of its intervals in
+brackets, such as over how many processes they are, may differ between the runs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ MEANINGS: Mapping[Verdict, str] = {
     "new": "in the second alone",
 }
 _INTERVAL = re.compile(r"^(\S+) \[(\S+), (\S+)\]$")
+_BRACKETS = re.compile(r" \[[^]]*\]$")
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,11 @@ def cells(text: str) -> dict[tuple[str, str, str], str]:
 
 def _of_table(heading: str, header: list[str], rows: list[list[str]]) -> dict[tuple[str, str, str], str]:
     width = next((n for n in range(1, len(header)) if len({tuple(row[:n]) for row in rows}) == len(rows)), 1)
+    columns = [_BRACKETS.sub("", column) for column in header[width:]]
     return {
         (heading, ", ".join(row[:width]), column): cell
         for row in rows
-        for column, cell in zip(header[width:], row[width:], strict=False)
+        for column, cell in zip(columns, row[width:], strict=False)
     }
 
 

@@ -32,6 +32,7 @@ for old, new in (
     ("3.0 |", "4.0 |"),
     ("| gone | 1 | | | |", "| come | 1 | | | wrong |"),
     ("2.0 | right", "2.0 | wrong"),
+    ("| ratio |", "| ratio [95 % within one process] |"),
 ):
     SECOND = SECOND.replace(old, new)
 
