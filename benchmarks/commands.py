@@ -22,7 +22,7 @@ from .executors import NO_TIMING, executor, joined
 from .plan import Plan, fetch_models, known, make_plan
 from .render import FORMATS, AnyTable, data, write
 from .run import execute, facts
-from .store import RunFolder, go_on, read_facts, read_run, refuse_out, to_json
+from .store import RunFolder, apart, go_on, read_facts, read_run, refuse_out, to_json
 from .studies import missing, run_studies, write_pages
 from .summary import every_table
 from .terminal import show
@@ -155,7 +155,7 @@ def diff_command(first: Path, second: Path, as_json: bool) -> int:
     Raises:
         InputError: a folder that holds no whole run.
     """
-    found = differences(first, second)
+    found, facts = differences(first, second), [read_facts(path) for path in (first, second)]
     beyond = [figure for figure in found if figure.verdict in ("beyond", "changed")]
     if as_json:
         print(to_json([asdict(figure) | {"verdict": figure.verdict} for figure in found], indent=1))
@@ -171,6 +171,10 @@ def diff_command(first: Path, second: Path, as_json: bool) -> int:
         where = " · ".join(filter(None, (figure.page, figure.table, figure.row, figure.column)))
         console.print(f"\n{where}\n  {figure.first}\n  {figure.second}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n{len(beyond)} of {len(found)} figures differ beyond the intervals or say something else")
+    if otherwise := {name: both for name, both in apart(*facts).items() if name != "cells"}:
+        console.print("The runs were made differently:")
+        for name, (one, other) in otherwise.items():
+            console.print(f"  {name}: {one} | {other}", markup=False, highlight=False, soft_wrap=True)
     return int(bool(beyond))
 
 

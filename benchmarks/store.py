@@ -315,17 +315,27 @@ def _drop_torn_line(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Every fact that differs, as `name: kept, now ...`.
+def apart(kept: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Every fact of two runs that differs: its name -> both, None where there is none.
 
     Of the load it is no matter that it does; of the commit and of packages that crosslens does not name it is none
     where the source that runs and the versions that it names are the same.
     """
     a, b = _flat(kept), _flat(now)
-    names = [name for name in dict.fromkeys((*a, *b)) if name != "format" and a.get(name) != b.get(name)]
-    names = [name for name in names if name not in _AT_ALL and not name.startswith(_WITH_SOURCE)]
-    names = [name for name in names if name not in _GROW or not _within(a.get(name), b.get(name))]
-    return "; ".join(f"{name}: {a.get(name)!r}, now {b.get(name)!r}" for name in names)
+    names = [name for name in dict.fromkeys((*a, *b)) if name != "format" and name not in _AT_ALL]
+    return {
+        name: (a.get(name), b.get(name))
+        for name in names
+        if a.get(name) != b.get(name) and not name.startswith(_WITH_SOURCE)
+    }
+
+
+def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What keeps a run from being taken up, as `name: kept, now ...`."""
+    differing = {
+        name: both for name, both in apart(kept, now).items() if name not in _GROW or not _within(both[0], both[1])
+    }
+    return "; ".join(f"{name}: {one!r}, now {other!r}" for name, (one, other) in differing.items())
 
 
 def _within(kept: Any, now: Any) -> bool:

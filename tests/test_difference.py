@@ -78,6 +78,12 @@ def test_the_committed_run_against_itself_and_against_a_changed_copy(tmp_path: P
     done = CliRunner().invoke(app, ["diff", str(RUN), str(RUN)])
     assert done.exit_code == 0, done.output
     assert "0 of " in done.output
+    assert "made differently" not in done.output
+    facts = json.loads((copy / "run.json").read_text())
+    kept, facts["arguments"]["threads"] = facts["arguments"]["threads"], 64
+    (copy / "run.json").write_text(json.dumps(facts))
+    done = CliRunner().invoke(app, ["diff", str(RUN), str(copy)])
+    assert f"The runs were made differently:\n  arguments.threads: {kept} | 64\n" in done.output
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
