@@ -143,6 +143,7 @@ def machine(run: StoredRun) -> list[str]:
     load = here["load_average"][0]
     jobs = asked.get("jobs", 1)
     beside = f", {jobs} cells at a time, each on cores of its own" if jobs > 1 else ""
+    threads = f"{asked['threads']} thread{'s' if asked['threads'] > 1 else ''} a cell"
     found = []
     if asked.get("warm"):
         found.append(
@@ -157,7 +158,7 @@ def machine(run: StoredRun) -> list[str]:
         cards = ", ".join(dict.fromkeys(gpu["name"] for gpu in here["gpus"]))
         found.append(f"Models were on {device}{cards and f' ({cards})'}; a call ends when the GPU has done its work.")
     found.append(
-        f"{here['cpu']}, {cores} cores, {asked['threads']} threads{beside}, load {load:.1f} at the "
+        f"{here['cpu']}, {cores} cores, {threads}{beside}, load {load:.1f} at the "
         f"start; torch {versions['torch']}, transformers {versions['transformers']}; {asked['dtype']}, "
         f"{asked['attn_implementation']} attention."
     )

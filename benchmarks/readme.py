@@ -20,7 +20,7 @@ from crosslens.adapters import CrosslensError, InputError
 from crosslens.tasks.parts import replace_file
 
 from .columns import ratio_text
-from .paper.latex import words
+from .paper.latex import counted, words
 from .paper.macros import macros
 from .paper.sources import Results, newest, read
 from .plan import implementation
@@ -151,9 +151,11 @@ def times(results: Results) -> str:
     arguments = results.run.facts["arguments"]
     seconds = sum(cell.get("seconds", 0.0) for cell in results.run.cells) / arguments["jobs"]
     backends = {implementation(cell["backend"]) for cell in results.run.cells if cell["backend"]}
+    processes = f"{counted(arguments['repeats'], 'process', 'es')} a cell"
     return (
-        f"{len(results.run.cells)} cells, {words(len(arguments['tasks']))} tasks on {words(len(backends))} backends: "
-        f"{seconds / 60:.0f} minutes on {results.machine}, no GPU.\n"
+        f"{words(len(arguments['tasks']))} tasks on {words(len(backends))} backends, {processes}, "
+        f"{counted(arguments['jobs'], 'cell', 's')} at a time: "
+        f"{len(results.run.cells)} cells in {seconds / 60:.0f} minutes on {results.machine}, no GPU.\n"
     )
 
 

@@ -182,7 +182,7 @@ def test_notes_say_what_went_wrong_and_what_the_figures_are(run: StoredRun) -> N
     assert "the run was stopped before transformer_lens" in text
     assert "drawn order; 12 blocks" in text
     assert "within one process" in text
-    assert "Some CPU, 2 cores, 2 threads, load 0.1 at the start; torch 2.13.0+cpu, transformers 5.23.0; float32" in text
+    assert "Some CPU, 2 cores, 2 threads a cell, load 0.1 at the start; torch 2.13.0+cpu, transformers 5.23" in text
     assert "tiny-llama has random weights" in text
     assert "busy" not in text
     assert "control" not in text
@@ -333,7 +333,7 @@ def test_a_task_with_a_model_of_its_own_has_a_table_and_what_is_known_is_said(tm
     assert [table.title for table in found] == ["ioi on tiny-llama", "encoder on minilm-l6"]
     text = FORMATS["md"](found[1:])
     assert "known: water is wet, which the reference shows: 0.98 wet" in text
-    assert "1 threads, 2 cells at a time, each on cores of its own" in text
+    assert "1 thread a cell, 2 cells at a time, each on cores of its own" in text
 
 
 # ---- A/A, and what is best

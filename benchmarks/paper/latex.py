@@ -34,6 +34,11 @@ def words(count: int) -> str:
     return _SMALL[count] if 0 <= count < len(_SMALL) else f"{count:,}"
 
 
+def counted(number: int, what: str, more: str) -> str:
+    """Such as `three processes`; `more` is what several add to the word."""
+    return f"{words(number)} {what}{'' if number == 1 else more}"
+
+
 def listed(parts: Iterable[str], joint: str = "and") -> str:
     """Such as `a, b and c`."""
     found = list(parts)

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from ..render import escape_latex
-from .latex import floating, listed, name, words
+from .latex import counted, floating, listed, name, words
 
 Macros = dict[str, str]
 
@@ -110,7 +110,7 @@ def overhead(kept: Mapping[str, Any]) -> str:
     caption = (
         r"\textbf{What operations cost} through the Inspector: ratio to the bare model in the same block, "
         f"{interval}. On {escape_latex(settings['model'])}, {shape['batch']} by {shape['tokens']} tokens, float32, "
-        f"{_counted(settings['threads'], 'thread', 's')}, {machine(kept)}. -- is not done, or wrong, and then has no "
+        f"{counted(settings['threads'], 'thread', 's')}, {machine(kept)}. -- is not done, or wrong, and then has no "
         f"time. {escape_latex(control_note(kept))}"
     )
     return floating("overhead", caption, latex_of("overhead", kept), size="scriptsize", gap=2)
@@ -183,9 +183,9 @@ def scaling(kept: Mapping[str, Any]) -> str:
     caption = (
         r"\textbf{How costs grow.} Milliseconds beyond the bare forward that a call through the Inspector takes "
         "whatever its size, and what each further recorded site, block and edit adds: lines fitted (Theil--Sen) to "
-        f"{settings['samples']} samples a point in {_counted(settings['processes'], 'process', 'es')}, with the wider "
+        f"{settings['samples']} samples a point in {counted(settings['processes'], 'process', 'es')}, with the wider "
         rf"half of their 95\,\% intervals, which are {spread}. Seeded llamas made for it, float32, "
-        f"{_counted(settings['threads'], 'thread', 's')}, {machine(kept)}."
+        f"{counted(settings['threads'], 'thread', 's')}, {machine(kept)}."
     )
     return floating("scaling", caption, latex_of("scaling", kept), size="scriptsize", gap=2)
 
@@ -208,10 +208,6 @@ def scaling_macros(kept: Mapping[str, Any]) -> Macros:
         "ScalingCalls": f"{kept['settings']['calls']}",
         "ScalingGrows": listed(name(each) for each, grows in growing.items() if grows) or "no backend",
     }
-
-
-def _counted(number: int, what: str, more: str) -> str:
-    return f"{words(number)} {what}{'' if number == 1 else more}"
 
 
 def _extremes(values: Mapping[str, float]) -> str:

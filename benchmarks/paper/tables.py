@@ -20,7 +20,7 @@ from ..render import escape_latex
 from ..tables import CONTROL, tables
 from . import others
 from . import tables_use as use
-from .latex import floating, listed, name, significant, tabular
+from .latex import counted, floating, listed, name, significant, tabular
 from .sources import Results, reading
 
 
@@ -47,13 +47,18 @@ def tasks(results: Results) -> list[str]:
     pairs = [row.pairs for table in found for row in table.rows if row.pairs and not row.control]
     models = listed(escape_latex(each) for each in dict.fromkeys(table.model for table in found))
     extent = f"{min(pairs)} to {max(pairs)} pairs" if pairs else "no pairs"
-    processes = "one process" if asked["repeats"] == 1 else f"{asked['repeats']} processes"
+    over = (
+        rf"median with its 95\,\% interval, from {extent} in the one process of a cell"
+        if asked["repeats"] == 1
+        else rf"median of a process, geometric mean over {asked['repeats']} processes and Student's 95\,\% interval "
+        f"over them, from {extent} a cell"
+    )
+    jobs = asked.get("jobs", 1)
     caption = (
-        r"A call through the backend over the bare forward on the same inputs, timed "
-        rf"alternately: median with its 95\,\% bootstrap interval, from {extent} in {processes} a cell; beside it the "
-        "largest error relative to the largest figure of a reference that depends on no backend. A/A is the bare "
-        f"forward against itself. A wrong result has no time. On {models}, float32, {results.machine}, "
-        f"{asked.get('jobs', 1)} cells at a time."
+        f"A call through the backend over the bare forward on the same inputs, timed alternately: {over}; beside it "
+        "the largest error relative to the largest figure of a reference that depends on no backend. A/A is the bare "
+        f"forward against itself, in one process. A wrong result has no time. On {models}, float32, {results.machine}, "
+        f"{counted(asked['threads'], 'thread', 's')} a cell, {counted(jobs, 'cell', 's')} at a time."
     )
     parts = [
         (asked["backends"][i : i + _ACROSS], found[j : j + _DOWN])
