@@ -64,6 +64,29 @@ def begun(page: Path | None, here: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
+class Parts(dict[str, Any]):
+    """What each part of a study measured, by its name, kept beside the page until that is written: a run that was cut
+    has what it had measured.
+
+    Args:
+        page: None keeps nothing.
+        here: the environment now.
+    """
+
+    def __init__(self, page: Path | None, here: Mapping[str, Any]) -> None:
+        super().__init__(begun(page, here).get("parts", {}))
+        self._page, self._here = page, here
+
+    def add(self, name: str, measured: Any) -> None:
+        """Keep what a part measured.
+
+        Raises:
+            InputError: it cannot be written; what was there stays.
+        """
+        self[name] = measured
+        keep_measured(self._page, json.dumps({"environment": self._here, "parts": self}))
+
+
 def keep_measured(page: Path | None, measured: str) -> None:
     """Write what was measured so far, if there is to be a page.
 

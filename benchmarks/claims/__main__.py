@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import track
 
 import crosslens.benchmarks.claims as claims
-from crosslens.benchmarks.program import check_page, keep, run_program
+from crosslens.benchmarks.environment import environment
+from crosslens.benchmarks.program import Parts, check_page, keep, run_program
 
 _CODE = f"""
 import importlib, json, sys
@@ -114,10 +115,13 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def measure() -> list[dict[str, Any]]:
-    """Run all."""
-    groups = track(by_library().values(), description="libraries", console=Console(stderr=True))
-    return [each for group in groups for each in run(group)]
+def measure(parts: Parts) -> list[dict[str, Any]]:
+    """Run all that the parts lack, library by library."""
+    groups = by_library()
+    left = [library for library in groups if library not in parts]
+    for library in track(left, description="libraries", console=Console(stderr=True)):
+        parts.add(library, run(groups[library]))
+    return [each for library in groups for each in parts[library]]
 
 
 def page(found: Sequence[dict[str, Any]]) -> str:
@@ -138,7 +142,7 @@ def main(
 ) -> None:
     """Run every claim, and print or keep what came of it."""
     check_page(out)
-    found = measure()
+    found = measure(Parts(out, environment([])))
     keep(out, json.dumps(found, indent=1) + "\n", page(found))
 
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from crosslens.benchmarks.program import check_page, chosen, keep, run_program
+from crosslens.benchmarks.environment import environment
+from crosslens.benchmarks.program import Parts, check_page, chosen, keep, run_program
 
 from .catalogue import LIBRARIES, entries
 from .operations import OPERATIONS
@@ -35,14 +36,16 @@ def main(
     check_page(out)
     names = chosen(library or [], LIBRARIES, "library")
     operations = chosen(operation or [], OPERATIONS, "operation")
-    total = sum(each.operation in operations for name in names for each in entries(name))
-    found: list[dict[str, Any]] = []
+    parts = Parts(None if operation else out, environment([]))
+    left = [name for name in names if name not in parts]
+    total = sum(each.operation in operations for name in left for each in entries(name))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task("idioms", total=total)
-        for name in names:
+        for name in left:
             progress.update(task, description=name)
-            found += rows(name, operation or (), lambda row: progress.advance(task))
+            parts.add(name, rows(name, operation or (), lambda row: progress.advance(task)))
+    found: list[dict[str, Any]] = [row for name in names for row in parts[name]]
     console.print(table(found))
     if out is not None:
         keep(out, json.dumps(found, indent=1) + "\n", markdown(found))

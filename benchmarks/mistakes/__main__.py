@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from crosslens.benchmarks.program import check_page, chosen, keep, run_program
+from crosslens.benchmarks.environment import environment
+from crosslens.benchmarks.program import Parts, check_page, chosen, keep, run_program
 
 from .catalogue import BY_NAME, MISTAKES
 from .judge import Outcome
@@ -56,14 +57,18 @@ def main(
     """Make mistakes and print what came of them."""
     check_page(out)
     libraries, names = chosen(library or [], LIBRARIES, "library"), chosen(mistake or [], BY_NAME, "mistake")
-    console, found = Console(stderr=True), []
+    console, parts = Console(stderr=True), Parts(None if mistake else out, environment([]))
+    left = [each for each in libraries if each not in parts]
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("mistakes", total=len(libraries) * len(names))
-        for each in libraries:
+        bar = progress.add_task("mistakes", total=len(left) * len(names))
+        for each in left:
+            outcomes = []
             for outcome in of(each, names):
-                found.append(outcome)
+                outcomes.append(outcome.as_dict())
                 progress.update(bar, advance=1, description=f"{each}: {outcome.mistake}")
+            parts.add(each, outcomes)
+    found = [Outcome(**outcome) for each in libraries for outcome in parts[each]]
     versions = {each: programs(each).version for each in libraries}
     kept: dict[str, Any] = {"versions": versions, "outcomes": [each.as_dict() for each in found]}
     keep(out, json.dumps(kept, indent=1) + "\n", table(found, versions))

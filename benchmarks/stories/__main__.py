@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from ..environment import environment
-from ..program import check_page, keep, run_program
+from ..program import Parts, check_page, keep, run_program
 from ..store import to_json
 from .page import markdown
 from .running import FINDS, of
@@ -25,10 +25,13 @@ def main(
     """Run every program of examples/, and print or keep what came of it."""
     console = Console(stderr=True)
     check_page(out)
-    kept: dict[str, Any] = {"environment": environment(_LIBRARIES), "stories": {}}
+    here = environment(_LIBRARIES)
+    parts = Parts(out, here)
     for name in FINDS:
-        console.print(f"stories: {name} ...", markup=False)
-        kept["stories"][name] = of(name)
+        if name not in parts:
+            console.print(f"stories: {name} ...", markup=False)
+            parts.add(name, of(name))
+    kept: dict[str, Any] = {"environment": here, "stories": {name: parts[name] for name in FINDS}}
     keep(out, to_json(kept, indent=1) + "\n", markdown(kept))
 
 
