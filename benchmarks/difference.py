@@ -29,6 +29,7 @@ MEANINGS: Mapping[Verdict, str] = {
     "new": "in the second alone",
 }
 _INTERVAL = re.compile(r"^(\S+) \[(\S+), (\S+)\]$")
+_NUMBER = re.compile(r"\d[\d.,]*")
 _BRACKETS = re.compile(r" \[[^]]*\]$")
 
 
@@ -52,7 +53,7 @@ class Figure:
             return "new" if self.second else "missing"
         one, two = _range(self.first), _range(self.second)
         if one is None or two is None:
-            return "changed"
+            return "unknown" if _NUMBER.sub("", self.first) == _NUMBER.sub("", self.second) else "changed"
         if one[0] == one[1] and two[0] == two[1]:
             return "unknown"
         return "within" if one[0] <= two[1] and two[0] <= one[1] else "beyond"

@@ -56,6 +56,9 @@ def test_verdicts() -> None:
     assert by_place["a|b, 1", "result"] == "same"
     assert Figure("p", "t", "r", "c", "1.5", "1.00 [0.90, 1.10]").verdict == "beyond"
     assert Figure("p", "t", "r", "c", "1.05", "1.00 [0.90, 1.10]").verdict == "within"
+    assert Figure("p", "t", "r", "c", "86 (84)", "86 (85)").verdict == "unknown"
+    assert Figure("p", "t", "r", "c", "86 (84)", "raises").verdict == "changed"
+    assert Figure("p", "t", "r", "c", "agrees: 1.1 [1, 1.2] times", "differs: 1.1 [1, 1.2] times").verdict == "changed"
     assert [f.verdict for f in figures("p", FIRST, None)] == ["missing"]
     assert counted(figures("p", FIRST, SECOND))["p"]["beyond"] == 1
 

@@ -341,6 +341,21 @@ def test_wrong_options_are_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_library_sets_is_not_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+
+    def process(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        seen.append(env)
+        return subprocess.CompletedProcess(command, 1, "", "said why\n")
+
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")  # which JAX sets where it is absent
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    monkeypatch.setattr(subprocess, "run", process)
+    assert run("use", "penzai") == {"error": "the process ended with 1: said why"}
+    assert {"PATH", "HOME", "TMPDIR"} <= seen[0].keys()
+    assert not {"TF_CPP_MIN_LOG_LEVEL", "PYTHONPATH"} & seen[0].keys()
+
+
 def test_a_run_that_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Any) -> None:
     asked: list[str] = []
 

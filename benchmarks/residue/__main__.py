@@ -24,6 +24,10 @@ from .uses import USES
 SECONDS = 600
 """That one process may take."""
 
+_KEPT = ("PATH", "LANG", "LC_", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+# Of the environment: what a library sets must not be there already, from the caller's shell or from what the caller has
+# imported.
+
 _IMPORTS = 3  # processes whose median is the cost of importing
 
 
@@ -46,7 +50,7 @@ def run(what: str, name: str, *, clean: bool = True) -> dict[str, Any]:
         )
         settings = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "temporary"), "OMP_NUM_THREADS": "1"}
         settings |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "HF_", "PYTHON", "MPL"))}
+        kept = {key: value for key, value in os.environ.items() if key.startswith(_KEPT)}
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", "crosslens.benchmarks.residue.worker", str(job)],
