@@ -185,7 +185,7 @@ def scaling(kept: Mapping[str, Any]) -> str:
         "whatever its size, and what each further recorded site, block and edit adds: lines fitted (Theil--Sen) to "
         f"{settings['samples']} samples a point in {counted(settings['processes'], 'process', 'es')}, with the wider "
         rf"half of their 95\,\% intervals, which are {spread}. Seeded llamas made for it, float32, "
-        f"{counted(settings['threads'], 'thread', 's')}, {machine(kept)}."
+        f"{counted(settings['threads'], 'thread', 's')}, {machine(kept)}. -- had too few points in its time for a line."
     )
     return floating("scaling", caption, latex_of("scaling", kept), size="scriptsize", gap=2)
 

@@ -51,7 +51,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1, help="of each backend")] = 3,
     samples: Annotated[int, typer.Option(min=2, help="of each point, in each process")] = 4,
     calls: Annotated[int, typer.Option(min=0, help="over which memory is read, in the first process")] = 200,
-    seconds: Annotated[float, typer.Option(min=0, help="in one process, after which no more points begin")] = 18.0,
+    seconds: Annotated[float, typer.Option(min=0, help="in one process, after which no more points begin")] = 60.0,
     quick: Annotated[bool, typer.Option(help="one process, two samples, 40 calls, three points of three axes")] = False,
 ) -> None:
     """How costs grow with sites, edits, depth, width, tokens and batch, and memory with every call."""
