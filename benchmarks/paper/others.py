@@ -185,9 +185,12 @@ def scaling(kept: Mapping[str, Any]) -> str:
         "whatever its size, and what each further recorded site, block and edit adds: lines fitted (Theil--Sen) to "
         f"{settings['samples']} samples a point in {counted(settings['processes'], 'process', 'es')}, with the wider "
         rf"half of their 95\,\% intervals, which are {spread}. Seeded llamas made for it, float32, "
-        f"{counted(settings['threads'], 'thread', 's')}, {machine(kept)}. -- had too few points in its time for a line."
+        f"{counted(settings['threads'], 'thread', 's')}, {machine(kept)}."
     )
-    return floating("scaling", caption, latex_of("scaling", kept), size="scriptsize", gap=2)
+    body = latex_of("scaling", kept)
+    if "& --" in body:
+        caption += " -- had too few points in its time for a line."
+    return floating("scaling", caption, body, size="scriptsize", gap=2)
 
 
 def scaling_macros(kept: Mapping[str, Any]) -> Macros:
@@ -215,7 +218,8 @@ def _extremes(values: Mapping[str, float]) -> str:
     if not values:
         return "an unknown number of"
     least, most = min(values, key=lambda each: values[each]), max(values, key=lambda each: values[each])
-    return f"{values[least]:.3g} ({name(least)}) to {values[most]:.3g} ({name(most)})"
+    ends = (f"{values[each]:{',.0f' if values[each] >= 1000 else '.3g'}} ({name(each)})" for each in (least, most))
+    return " to ".join(ends)
 
 
 def latex_of(study: str, kept: Any) -> str:

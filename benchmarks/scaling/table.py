@@ -150,8 +150,9 @@ def _pair(each: Estimate | None) -> str:
     if each is None:
         return "--"
     half = max(each.high - each.value, each.value - each.low)
-    places = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 3
-    return rf"${each.value:,.{places}f}\pm{half:,.{places}f}$".replace(",", "{,}")
+    places = 1 - math.floor(math.log10(half)) if half > 0 else 3
+    value, half = round(each.value, places), round(half, places)
+    return rf"${value:.{max(0, places)}f}\pm{half:.{max(0, places)}f}$"
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
