@@ -15,6 +15,7 @@ from crosslens.adapters import CrosslensError, InputError
 from crosslens.tasks.parts import replace_file
 
 _GOES_ON = ("python", "platform", "cpu", "cores", "packages", "source")
+_PARTS = ".parts"
 
 
 def run_program(main: Callable[..., Any]) -> None:
@@ -49,7 +50,7 @@ def check_page(page: Path | None) -> None:
         raise InputError(f"--out {page}: must be a .md file in a folder that exists")
 
 
-def begun(page: Path | None, here: Mapping[str, Any]) -> dict[str, Any]:
+def begun(page: Path | None, here: Mapping[str, Any], suffix: str = ".json") -> dict[str, Any]:
     """What a run that was cut has kept beside the page that it never wrote, if it can go on; else nothing.
 
     Args:
@@ -58,7 +59,7 @@ def begun(page: Path | None, here: Mapping[str, Any]) -> dict[str, Any]:
     if page is None or page.exists():
         return {}
     try:
-        kept: dict[str, Any] = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+        kept: dict[str, Any] = json.loads(page.with_suffix(suffix).read_text(encoding="utf-8"))
         return kept if all(kept["environment"][name] == here[name] for name in _GOES_ON) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -74,7 +75,7 @@ class Parts(dict[str, Any]):
     """
 
     def __init__(self, page: Path | None, here: Mapping[str, Any]) -> None:
-        super().__init__(begun(page, here).get("parts", {}))
+        super().__init__(begun(page, here, _PARTS).get("parts", {}))
         self._page, self._here = page, here
 
     def add(self, name: str, measured: Any) -> None:
@@ -84,7 +85,8 @@ class Parts(dict[str, Any]):
             InputError: it cannot be written; what was there stays.
         """
         self[name] = measured
-        keep_measured(self._page, json.dumps({"environment": self._here, "parts": self}))
+        if self._page is not None:  # not as .json, from which a page can be rendered
+            _write(self._page.with_suffix(_PARTS), json.dumps({"environment": self._here, "parts": self}))
 
 
 def keep_measured(page: Path | None, measured: str) -> None:
@@ -108,6 +110,7 @@ def keep(page: Path | None, measured: str, rendered: str) -> None:
         return
     keep_measured(page, measured)
     _write(page, rendered)
+    page.with_suffix(_PARTS).unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

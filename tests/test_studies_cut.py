@@ -81,10 +81,11 @@ def test_a_study_that_was_cut_goes_on(
     with pytest.raises(KeyboardInterrupt):
         main(**given)
     assert not page.exists(), "a page says that everything was measured"
+    assert not page.with_suffix(".json").exists(), "a page could not be rendered from a part"
     with contextlib.suppress(typer.Exit):  # how idioms ends
         main(**given)
     assert asked == [*parts[:3], *parts[2:]], "what was kept is not measured again"
-    assert page.exists()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".json"}
     kept = json.loads(page.with_suffix(".json").read_text())
     assert json.dumps(measured(kept)) == json.dumps(measured(KEPT[study]))  # as text: some claims come to nan
 
@@ -98,4 +99,4 @@ def test_parts_of_other_software_or_of_a_whole_study_are_not_taken_up(tmp_path: 
     assert Parts(page, here) == {}
     assert Parts(None, here) == {}
     Parts(None, here).add("b", 2)
-    assert json.loads(page.with_suffix(".json").read_text())["parts"] == {"a": 1}
+    assert json.loads(page.with_suffix(".parts").read_text())["parts"] == {"a": 1}

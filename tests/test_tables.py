@@ -182,7 +182,8 @@ def test_notes_say_what_went_wrong_and_what_the_figures_are(run: StoredRun) -> N
     assert "the run was stopped before transformer_lens" in text
     assert "drawn order; 12 blocks" in text
     assert "within one process" in text
-    assert "Some CPU, 2 cores, 2 threads a cell, load 0.1 at the start; torch 2.13.0+cpu, transformers 5.23" in text
+    assert "Some CPU, 2 cores, 2 threads a cell, load 0.1 at the start; torch 2.13.0+cpu" in text
+    assert "transformers 5.23.0; float32" in text
     assert "tiny-llama has random weights" in text
     assert "busy" not in text
     assert "control" not in text
